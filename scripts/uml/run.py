@@ -1,0 +1,234 @@
+"""Boot the user-mode Linux kernel, run one command in it as root, and end as the command ended.
+
+The guest's root is the host's file system, read through hostfs and covered by an overlay in the guest's memory: the working
+tree and the virtual environment are where they are on the host, and nothing that the command does reaches the host, except
+what it writes to the block devices given by --disk and to the directory given by --out.
+
+Channels between the two sides:
+
+    kernel console    -> a log file, shown only when something went wrong
+    command's stdout  -> guest tty1 -> our standard output
+    command's stderr  -> guest tty2 -> our standard error
+    exit status       -> a file in the job directory, which the guest sees through a second hostfs mount
+
+A guest that is killed has lost its power: its memory is gone, the bytes that its kernel had handed to a --disk stay. That is
+what SIGTERM to this program does.
+"""
+
+import argparse
+import ctypes
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+KERNEL = "linux.uml"
+MODULES = Path("/usr/lib/uml/modules")
+
+# Exit statuses of our own. They are those of timeout(1) and of shells, well away from what commands use.
+TIMED_OUT = 124
+GUEST_DIED = 125
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+# Environment that the command sees: the caller's ways with terminals and tests, and nothing else of the host's.
+PASSED_ON = ("TERM", "COLUMNS", "LINES", "CI", "NO_COLOR", "FORCE_COLOR", "LANG")
+PASSED_ON_PREFIXES = ("BLKRECOV_", "PYTEST_")
+GUEST_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 512M. Raises ArgumentTypeError, which argparse shows."""
+    number, unit = text[:-1], text[-1:].upper()
+    if unit.isdigit():
+        number, unit = text, ""
+    if not number.isdigit() or unit not in UNITS or not int(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 512M or 2G")
+    return int(number) * UNITS[unit]
+
+
+def parse_arguments(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/vm",
+        usage="scripts/vm [--native] [--mem 2G] [--disk SIZE ...] [--timeout S] [--state DIR] [--out DIR] -- COMMAND...",
+        description="Run COMMAND as root on a real kernel with device-mapper, and exit with its status.",
+        epilog="Exit status: the command's; 124 when the time ran out; 125 when the guest ended without the command's status.",
+    )
+    parser.add_argument("--native", action="store_true", help="run on this machine's own kernel, where it has device-mapper")
+    parser.add_argument("--mem", type=parse_size, default=parse_size("2G"), metavar="SIZE", help="guest memory (default 2G)")
+    parser.add_argument(
+        "--disk",
+        type=parse_size,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="SIZE",
+        help="block devices /dev/ubda, /dev/ubdb, ...: sparse files in the state directory that keep their contents",
+    )
+    parser.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds until a hang is assumed (default 600)")
+    parser.add_argument("--state", type=Path, metavar="DIR", help="where the disks are kept (default .vm in the working tree)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="a host directory that the command may write, as $BLKRECOV_VM_OUT")
+    options, command = words, []
+    if "--" in words:
+        split = words.index("--")
+        options, command = words[:split], words[split + 1 :]
+    arguments = parser.parse_args(options)
+    if not command:
+        parser.error("no command: write it after --")
+    arguments.command = command
+    return arguments
+
+
+def run_native(arguments: argparse.Namespace) -> int:
+    """Run the command right here. Refused with a cause where that cannot work."""
+    if os.geteuid() != 0:
+        sys.exit("scripts/vm: --native needs root; run it with sudo")
+    if arguments.disk:
+        sys.exit("scripts/vm: --disk goes with the guest kernel only; give the command block devices of this machine")
+    modules = ["dm-mod", "loop", "dm-raid", "dm-mirror", "dm-snapshot", "target_core_mod", "tcm_loop"]
+    subprocess.run(["modprobe", "--all", *modules], check=False, stderr=subprocess.DEVNULL)
+    if not Path("/sys/class/misc/device-mapper").exists():
+        sys.exit("scripts/vm: this machine's kernel has no device-mapper; run without --native")
+    environment = dict(os.environ)
+    if arguments.out:
+        environment["BLKRECOV_VM_OUT"] = str(arguments.out.resolve())
+    try:
+        return subprocess.run(arguments.command, timeout=arguments.timeout, env=environment, check=False).returncode
+    except subprocess.TimeoutExpired:
+        print(f"scripts/vm: the command did not end within {arguments.timeout:g} s", file=sys.stderr)
+        return TIMED_OUT
+
+
+def make_disks(arguments: argparse.Namespace) -> list[str]:
+    """Create the disks that do not exist yet; the kernel's arguments for all of them."""
+    state = arguments.state or HERE.parent.parent / ".vm"
+    words = []
+    for number, size in enumerate(arguments.disk):
+        state.mkdir(parents=True, exist_ok=True)
+        image = (state / f"disk{number}.img").resolve()
+        if not image.exists():
+            with image.open("wb") as file:
+                file.truncate(size)
+        elif image.stat().st_size != size:
+            sys.exit(f"scripts/vm: {image} has {image.stat().st_size} bytes, not {size}; remove it, or give its size")
+        words.append(f"ubd{number}={image}")
+    return words
+
+
+def write_job(job: Path, arguments: argparse.Namespace, terminal: bool) -> None:
+    """Leave for the guest what it is to run, as a shell script: the quoting is the shell's own."""
+    keep = {
+        name: value
+        for name, value in os.environ.items()
+        if name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)
+    }
+    keep["PATH"] = f"{HERE.parent.parent / '.venv/bin'}:{GUEST_PATH}"
+    keep["HOME"] = "/root"
+    if arguments.out:
+        keep["BLKRECOV_VM_OUT"] = "/run/vm/out"
+    if terminal:
+        size = shutil.get_terminal_size()
+        keep.update(COLUMNS=str(size.columns), LINES=str(size.lines))
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(keep.items())]
+    lines += [f"cd {shlex.quote(os.getcwd())}", f"exec {shlex.join(arguments.command)}", ""]
+    (job / "command").write_text("\n".join(lines))
+    (job / "terminal").write_text("yes" if terminal else "no")
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (job / "out").write_text(str(arguments.out.resolve()))
+
+
+def die_with_parent() -> None:
+    """In the child: no guest outlives this program, not even when this program is killed with SIGKILL."""
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG, linux/prctl.h
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    text = log.read_bytes().decode(errors="replace").splitlines() if log.exists() else []
+    return "\n".join(f"    {line}" for line in text[-lines:] if line.strip()) or "    (empty)"
+
+
+def boot(arguments: argparse.Namespace, job: Path, terminal: bool) -> int:
+    console = job / "console.log"
+    words = [
+        KERNEL,
+        f"mem={arguments.mem}",
+        f"umid=blkrecov-{os.getpid()}",
+        "root=/dev/root",
+        "rootfstype=hostfs",
+        "rootflags=/",
+        "ro",
+        f"init={HERE / 'init'}",
+        "con=null",
+        "quiet",
+        *make_disks(arguments),
+        f"job={job}",
+    ]
+    with console.open("wb") as log, open(os.devnull, "rb") as null:
+        source = sys.stdin.fileno() if terminal else null.fileno()
+        words += [f"con0=null,fd:{log.fileno()}", "con1=fd:0,fd:1", "con2=null,fd:2"]
+        guest = subprocess.Popen(
+            words,
+            stdin=source,
+            pass_fds=(log.fileno(),),
+            preexec_fn=die_with_parent,
+            start_new_session=not terminal,  # A terminal's own session must stay, or the guest cannot read from it.
+        )
+
+        def cut_power(_signal: int, _frame: object) -> None:
+            guest.kill()
+
+        signal.signal(signal.SIGTERM, cut_power)
+        signal.signal(signal.SIGINT, cut_power)
+        try:
+            guest.wait(timeout=arguments.timeout)
+        except subprocess.TimeoutExpired:
+            guest.kill()
+            guest.wait()
+            print(
+                f"scripts/vm: the command did not end within {arguments.timeout:g} s; the guest's power was cut.\n"
+                f"Last words of its kernel:\n{tail(console)}",
+                file=sys.stderr,
+            )
+            return TIMED_OUT
+    status = job / "status"
+    if status.exists() and status.read_text().strip():
+        return int(status.read_text())
+    print(
+        f"scripts/vm: the guest ended without the command's exit status (kernel process: {guest.returncode}).\n"
+        f"Last words of its kernel:\n{tail(console)}",
+        file=sys.stderr,
+    )
+    return GUEST_DIED
+
+
+def main() -> int:
+    arguments = parse_arguments(sys.argv[1:])
+    if arguments.native:
+        return run_native(arguments)
+    if shutil.which(KERNEL) is None or not MODULES.is_dir():
+        sys.exit("scripts/vm: the Debian package user-mode-linux is not installed")
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    saved = termios.tcgetattr(sys.stdin) if terminal else None
+    started = time.monotonic()
+    job = Path(tempfile.mkdtemp(prefix="blkrecov-vm-"))
+    try:
+        write_job(job, arguments, terminal)
+        return boot(arguments, job, terminal)
+    finally:
+        if saved is not None:
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, saved)
+        shutil.rmtree(job, ignore_errors=True)
+        if os.environ.get("BLKRECOV_VM_VERBOSE"):
+            print(f"scripts/vm: {time.monotonic() - started:.1f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
