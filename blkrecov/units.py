@@ -53,7 +53,9 @@ def parse_size(text: str) -> Bytes:
     scaled = int(whole + fraction) * _UNITS[unit]
     size, rest = divmod(scaled, 10 ** len(fraction))
     if rest or not size:
-        raise InvalidArgument(f"{text!r} is not a whole number of bytes above zero", remedy="write a size such as 512M or 4G")
+        raise InvalidArgument(
+            f"{text!r} is not a whole number of bytes above zero", remedy="write a size such as 512M or 4G"
+        )
     return Bytes(size)
 
 

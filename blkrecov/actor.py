@@ -1,0 +1,180 @@
+"""Carries out steps, and undoes them. The acting half of "observe, plan, act"; it decides nothing.
+
+`act` returns what takes the step back, or None where nothing is to be taken back. Paths in tables are resolved to device
+numbers here: a number is there as soon as the device is, its node in /dev only when udev came by.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from blkrecov import catalog
+from blkrecov.dm import names
+from blkrecov.dm.control import Control
+from blkrecov.dm.superblock import BLOCK, parse, with_resync_from_start
+from blkrecov.dm.table import Table, TargetLine
+from blkrecov.drives import loop, raw
+from blkrecov.drives.store import IoCounter
+from blkrecov.errors import ProviderFailure
+from blkrecov.page83.export import Exporter
+from blkrecov.page83.identity import serial_of
+from blkrecov.stack import Layer
+from blkrecov.steps import (
+    AttachLoop,
+    ClearInactive,
+    CreateDevice,
+    DetachLoop,
+    Export,
+    ForceResync,
+    Message,
+    RemoveDevice,
+    RenameDevice,
+    ReplaceTable,
+    Rescan,
+    Resume,
+    SettleFailures,
+    Step,
+    Store,
+    Unexport,
+    ZeroExtent,
+)
+from blkrecov.units import Sectors, in_bytes
+
+Undo: TypeAlias = Callable[[], object]
+_NODES: Final = "/dev/mapper/"
+
+
+class Actor:
+    def __init__(self, control: Control, exporter: Exporter, counter: IoCounter) -> None:
+        self._control = control
+        self._exporter = exporter
+        self._counter = counter
+
+    def act(self, step: Step) -> Undo | None:
+        """Raises whatever the kernel, LIO or a drive refuses with."""
+        match step:
+            case AttachLoop():
+                device = loop.attach(step.path)
+                return partial(loop.detach, device)
+            case DetachLoop():
+                attached = loop.find(step.path)
+                if attached is not None:
+                    loop.detach(attached)
+            case CreateDevice():
+                return self._create(step)
+            case ReplaceTable():
+                return self._replace(step)
+            case ClearInactive():
+                self._control.clear(step.name)
+            case Resume():
+                self._control.resume(step.name, visible=step.visible)
+            case SettleFailures():
+                self._control.suspend(step.name)
+                self._control.resume(step.name, visible=False)
+            case RemoveDevice():
+                self._control.remove(step.name, visible=step.visible)
+            case RenameDevice():
+                self._control.rename(step.name, step.new, visible=False)
+            case ZeroExtent():
+                offset, length = step.extent.start, step.extent.length
+                raw.zero(self.path_of(step.port), in_bytes(Sectors(offset)), in_bytes(Sectors(length)))
+            case ForceResync():
+                self._force_resync(step)
+            case Export():
+                return self._export(step)
+            case Unexport():
+                self._exporter.unexport(serial_of(step.uuid))
+            case Rescan():
+                export = self._exporter.find(serial_of(step.uuid))
+                if export is not None:
+                    self._exporter.rescan(export)
+            case Message():
+                self._control.message(step.name, Sectors(0), step.text)
+            case Store():
+                raise AssertionError("the document is the engine's to write")
+        return None
+
+    def path_of(self, node: str) -> str:
+        """A node that is there now: the kernel's own for a device-mapper device, which waits for no udev."""
+        if not node.startswith(_NODES):
+            return node
+        return f"/dev/dm-{self._control.info(node.removeprefix(_NODES)).number.minor}"
+
+    def resolved(self, table: Table) -> Table:
+        """The same table with devices named by number."""
+        return tuple(
+            TargetLine(
+                start=line.start,
+                length=line.length,
+                kind=line.kind,
+                params=" ".join(self._resolve(word) for word in line.params.split()),
+            )
+            for line in table
+        )
+
+    def _resolve(self, word: str) -> str:
+        if word.startswith(_NODES):
+            return str(self._control.info(word.removeprefix(_NODES)).number)
+        return catalog.number_of(word) if word.startswith("/dev/") else word
+
+    def _create(self, step: CreateDevice) -> Undo:
+        device = step.device
+        self._control.create(device.name, device.uuid)
+        remove = partial(self._control.remove, device.name, visible=device.visible)
+        try:
+            self._control.load(device.name, self.resolved(device.table))
+            self._control.resume(device.name, visible=device.visible)
+            if device.layer is Layer.LUN:
+                self._control.ensure_node(device.name)
+        except BaseException:
+            remove()
+            raise
+        return remove
+
+    def _replace(self, step: ReplaceTable) -> Undo | None:
+        before = self._control.table(step.name)
+        table = self.resolved(step.table)
+        info = self._control.info(step.name)
+        # A device whose making was cut short has no table yet, and nothing to suspend.
+        if not info.live:
+            self._control.load(step.name, table)
+            self._control.resume(step.name, visible=step.visible)
+            return None
+        self._control.replace(step.name, table, visible=step.visible, flush=step.flush, freeze=step.flush)
+        if any(line.kind == "raid" for line in before):
+            # Not taken back: an old raid table would find superblocks that the new one has written.
+            return None
+        return partial(self._control.replace, step.name, before, visible=step.visible, flush=False, freeze=False)
+
+    def _force_resync(self, step: ForceResync) -> None:
+        path, offset = self.path_of(step.port), in_bytes(Sectors(step.sector))
+        block = raw.read(path, offset, BLOCK, self._counter)
+        if parse(block) is None:
+            raise ProviderFailure(f"there is no superblock at sector {step.sector} of {step.port}")
+        raw.write(path, offset, with_resync_from_start(block), self._counter)
+
+    def _export(self, step: Export) -> Undo:
+        name = step.node.removeprefix(_NODES).removeprefix(f"{names.PREFIX}-")
+        self._exporter.export(name, step.node, serial_of(step.uuid))
+        return partial(self._exporter.unexport, serial_of(step.uuid))
+
+
+def sectors_written(number: str) -> int:
+    """Sectors that were written to a block device since it was made, or since the machine started.
+
+    Kernel: Documentation/block/stat.rst; field 7 of /sys/dev/block/MAJOR:MINOR/stat. 0 for a device that has gone.
+    """
+    return _stat(number)[6]
+
+
+def sectors_read(number: str) -> int:
+    """Field 3 of the same."""
+    return _stat(number)[2]
+
+
+def _stat(number: str) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/sys/dev/block/{number}/stat").read_text().split()]
+    except OSError:
+        return [0] * 17

@@ -1,0 +1,214 @@
+"""The array's document on its drives: found, read, compared, written.
+
+Every drive has a label; at most CARRIERS of them carry the document, so that a change costs the same number of writes however
+many drives there are. The newest valid copy wins, if the others are earlier versions of it. Two histories of one array are not
+chosen between: one of them holds writes that somebody was told are safe.
+
+All of a drive's metadata goes through one door: its block device (the loop device, once there is one), with direct I/O. The
+page cache of the file below a loop device does not hear of what goes through the device.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from uuid import UUID, uuid4
+
+import msgspec
+
+from blkrecov import model
+from blkrecov.drives import label as format_
+from blkrecov.drives.scan import Found, scan
+from blkrecov.drives.store import DriveStore, IoCounter
+from blkrecov.errors import BlkrecovError, InvalidDisk, MetadataCorrupt, MetadataNotWritten
+from blkrecov.model import Document
+from blkrecov.settings import Remembered, Settings, remembered
+
+CARRIERS: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Discovered:
+    """One array, as far as it was found."""
+
+    uuid: UUID
+    name: str
+    document: Document | None
+    """None: no drive of it was found, or it has none yet."""
+    drives: Mapping[UUID, Found]
+    """By drive. What has two candidates, or belongs to nobody, is not in here."""
+    trouble: tuple[BlkrecovError, ...]
+    """Why the document cannot be told; raised when the array is opened."""
+    reasons: Mapping[UUID, str]
+    """Why a drive that was met cannot be used."""
+
+
+def discover(settings: Settings, counter: IoCounter) -> tuple[Discovered, ...]:
+    """Every array of this machine, by name. Looks at more and more places while known arrays have drives missing."""
+    known = remembered(settings)
+    for deep in (False, True):
+        hints = [path for array in known for path in array.paths]
+        found = _discover(settings, counter, known, hints, deep=deep)
+        # Drives that the documents name in other places than the state directory does.
+        more = [drive.path for array in found if array.document for drive in array.document.drives]
+        if set(more) - set(hints):
+            found = _discover(settings, counter, known, [*hints, *more], deep=deep)
+        if found and all(_complete(array) for array in found):
+            break
+    return found
+
+
+def _complete(array: Discovered) -> bool:
+    if array.document is None:
+        return not array.trouble
+    return all(drive.uuid in array.drives or not drive.online for drive in array.document.drives)
+
+
+def _discover(
+    settings: Settings, counter: IoCounter, known: Iterable[Remembered], hints: list[str], *, deep: bool
+) -> tuple[Discovered, ...]:
+    result = scan(list(dict.fromkeys(hints)), settings.directories, counter, deep=deep)
+    by_array: defaultdict[UUID, list[Found]] = defaultdict(list)
+    for found in result.found:
+        by_array[found.label.array_uuid].append(found)
+    refused = dict(result.refused)
+    arrays = [_array(uuid, found, refused, counter) for uuid, found in by_array.items()]
+    arrays += [
+        Discovered(
+            uuid=array.uuid,
+            name=array.name,
+            document=None if array.paths else Document(array=array.uuid, name=array.name),
+            drives={},
+            trouble=_lost(array, refused) if array.paths else (),
+            reasons={},
+        )
+        for array in known
+        if array.uuid not in by_array
+    ]
+    return tuple(sorted(arrays, key=lambda array: (array.name, array.uuid)))
+
+
+def _lost(array: Remembered, refused: Mapping[str, BlkrecovError]) -> tuple[BlkrecovError, ...]:
+    said = "; ".join(refused[path].message for path in array.paths if path in refused)
+    return (
+        MetadataCorrupt(
+            f"no drive of array {array.name!r} was found" + (f": {said}" if said else ""),
+            remedy="put its drives where they were, or name their directory in /etc/blkrecov/blkrecov.toml",
+        ),
+    )
+
+
+def _array(uuid: UUID, found: list[Found], refused: Mapping[str, BlkrecovError], counter: IoCounter) -> Discovered:
+    drives: dict[UUID, Found] = {}
+    reasons: dict[UUID, str] = {}
+    candidates: defaultdict[UUID, list[Found]] = defaultdict(list)
+    for item in found:
+        candidates[item.label.drive_uuid].append(item)
+    for drive, items in candidates.items():
+        attached = [item for item in items if item.device is not None]
+        if len(items) == 1:
+            drives[drive] = items[0]
+        elif len(attached) == 1:
+            drives[drive] = attached[0]  # The others are copies that nobody wrote to since.
+        else:
+            paths = " and ".join(item.path for item in items)
+            reasons[drive] = f"{paths} both say that they are this drive"
+    documents: dict[UUID, Document] = {}
+    trouble: list[BlkrecovError] = []
+    for drive, item in drives.items():
+        try:
+            document = read(item, counter)
+        except BlkrecovError as error:
+            reasons[drive] = error.message
+            trouble.append(error)
+            continue
+        if document is not None:
+            documents[drive] = document
+    newest = max(documents.values(), key=lambda document: document.sequence, default=None)
+    if newest is None:
+        error = MetadataCorrupt(f"no copy of the configuration of array {found[0].label.array_name!r} can be read")
+        return Discovered(
+            uuid=uuid,
+            name=found[0].label.array_name,
+            document=None,
+            drives=drives,
+            trouble=(*trouble, error),
+            reasons=reasons,
+        )
+    conflict = [drive for drive, document in documents.items() if not newest.descends_from(document)]
+    trouble = [_split(newest, conflict, drives)] if conflict else []
+    for record in newest.drives:
+        if record.uuid not in drives and record.path in refused:
+            reasons.setdefault(record.uuid, refused[record.path].message)
+    return Discovered(
+        uuid=uuid, name=newest.name, document=newest, drives=drives, trouble=tuple(trouble), reasons=reasons
+    )
+
+
+def _split(newest: Document, conflict: list[UUID], drives: Mapping[UUID, Found]) -> BlkrecovError:
+    paths = ", ".join(drives[drive].path for drive in conflict)
+    return InvalidDisk(
+        f"array {newest.name!r} has two histories: what {paths} carry is no earlier version of what the other drives carry",
+        remedy="the array ran on one part of its drives, and then on the other; take away the drives whose contents "
+        "you do not want",
+    )
+
+
+def read(found: Found, counter: IoCounter) -> Document | None:
+    """The newest document that a drive carries; None if it carries none, which most drives of a large array do.
+
+    Raises: MetadataCorrupt, NotSupported, DriveIoError.
+    """
+    with DriveStore(found.device or found.path, counter, writable=False) as store:
+        slot = format_.newest(store.read_slots(found.label))
+    return None if slot is None else model.decode(slot.payload)
+
+
+def carriers(document: Document, available: Iterable[UUID]) -> tuple[UUID, ...]:
+    """The drives that the next version is written to: those that carried the last one, as long as they are there."""
+    usable = [drive.uuid for drive in document.drives if drive.online and drive.uuid in set(available)]
+    sticky = [drive for drive in usable if drive in document.carriers]
+    return tuple([*sticky, *(drive for drive in usable if drive not in sticky)][:CARRIERS])
+
+
+def write(document: Document, devices: Mapping[UUID, tuple[str, format_.Label]], counter: IoCounter) -> Document:
+    """Write the next version of a document, and return it. `devices` gives the block device and label of drives.
+
+    Raises: MetadataNotWritten when no drive took it, or fewer than half of those that should: then it may or may not be what
+            the next reader finds. ConfigurationLimit when it does not fit, before anything was written.
+    """
+    chosen = carriers(document, devices)
+    after = document.after(uuid4().hex[:12], chosen)
+    payload = model.encode(after)
+    failures: list[BlkrecovError] = []
+    for drive in chosen:
+        device, label = devices[drive]
+        try:
+            with DriveStore(device, counter) as store:
+                store.write_slot(label, after.sequence, payload)
+        except BlkrecovError as error:
+            failures.append(error)
+    if not chosen or 2 * len(failures) > len(chosen):
+        said = "; ".join(error.message for error in failures) or "no drive is online"
+        raise MetadataNotWritten(f"the configuration of array {document.name!r} could not be written: {said}")
+    return after
+
+
+def boot_id() -> str:
+    """What the kernel calls this boot of the machine."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
+def number_of(device: str) -> str:
+    """major:minor of a block device's node."""
+    number = Path(device).stat().st_rdev
+    return f"{os.major(number)}:{os.minor(number)}"
+
+
+def with_place(document: Document, drive: UUID, path: str) -> Document:
+    """The document knowing where a drive was found."""
+    record = document.drive_of(drive)
+    return document.with_drive(msgspec.structs.replace(record, path=path)) if record.path != path else document

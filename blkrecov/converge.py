@@ -1,0 +1,252 @@
+"""From what is wanted and what is there to the steps between. Pure; the heart of "observe, plan, act".
+
+Every operation writes down what it wants (the document) and lets this module find the steps. So what a crash leaves undone is
+done by the next process that looks, without a log of half-finished steps: a step that was carried out is not found again.
+
+The order: ports, then LUN by LUN from the legs up, then what is no longer wanted from the top down, then names. A leg's device
+is made before the plex that needs it is loaded; a device goes only when nothing above it is left.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+import msgspec
+
+from blkrecov import stack
+from blkrecov.dm import names
+from blkrecov.dm.status import LegHealth
+from blkrecov.dm.table import Table
+from blkrecov.model import Document, Lun, MemberState
+from blkrecov.observed import Live, Observed
+from blkrecov.stack import Device, Layer
+from blkrecov.steps import (
+    ClearInactive,
+    CreateDevice,
+    Export,
+    ForceResync,
+    RemoveDevice,
+    RenameDevice,
+    ReplaceTable,
+    Rescan,
+    Resume,
+    SettleFailures,
+    Step,
+    Unexport,
+)
+
+_NODE: Final = "/dev/mapper/"
+
+
+def take_note(document: Document, observed: Observed, *, unclean: bool) -> Document:
+    """The document with what observation teaches: members that missed writes, initial synchronisations that have ended.
+
+    A member is lost when its drive is not online or nowhere to be found, when the kernel gave its leg up, and when its
+    superblock is gone while others have theirs. It must be on the drives before the LUN is used without it.
+    """
+    for lun in document.luns:
+        if not lun.layout.fault_tolerant:
+            continue
+        noted = lun
+        blank = _blank(lun, observed)
+        for index, member in enumerate(lun.members):
+            drive = document.drive_of(member.drive)
+            away = not drive.online or member.drive not in observed.backings
+            if member.state is not MemberState.FAILED and (away or index in blank | observed.failed_legs(lun)):
+                noted = noted.with_member(index, msgspec.structs.replace(member, state=MemberState.FAILED))
+        raid = observed.raid(lun)
+        if raid is not None and raid.in_sync and not noted.lost:
+            noted = msgspec.structs.replace(noted, initialised=True)
+        whole = all(member.state is MemberState.IN_SYNC for member in noted.members)
+        if unclean and not observed.loaded(lun) and not whole:
+            noted = msgspec.structs.replace(noted, suspect=True)
+        if noted != lun:
+            document = document.with_lun(noted)
+    return document
+
+
+def _blank(lun: Lun, observed: Observed) -> frozenset[int]:
+    """Members in sync by the document, without a superblock although others have one: what was there is not there now."""
+    present = [observed.superblocks.get(member.uuid) is not None for member in lun.members]
+    if not any(present) or observed.loaded(lun):
+        return frozenset()
+    return frozenset(
+        index for index, member in enumerate(lun.members) if not present[index] and member.state is MemberState.IN_SYNC
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Steps that belong together: a LUN's, so that one which cannot be brought up does not hold up the others."""
+
+    lun: UUID | None
+    steps: tuple[Step, ...]
+
+
+def converge(document: Document, observed: Observed, *, unclean: bool = False) -> tuple[Group, ...]:
+    """The steps that make the kernel's devices what the document says. No groups when they are that already.
+
+    `unclean`: the array was running when the machine stopped; LUNs that are loaded now get their dirty regions resynchronised.
+    """
+    plan = _Plan(document, observed, unclean)
+    groups = [Group(None, tuple(plan.ports()))]
+    groups += [Group(lun.uuid, tuple(plan.lun(lun))) for lun in document.luns]
+    groups += [Group(None, tuple(plan.removals())), Group(None, tuple(plan.names()))]
+    return tuple(group for group in groups if group.steps)
+
+
+def converge_ports(document: Document, observed: Observed) -> tuple[Step, ...]:
+    """The part of it that makes drives readable, which is needed before superblocks can be looked at."""
+    return tuple(_Plan(document, observed, unclean=False).ports())
+
+
+class _Plan:
+    def __init__(self, document: Document, observed: Observed, unclean: bool) -> None:
+        self.document = document
+        self.observed = observed
+        self.unclean = unclean
+        self.wanted: dict[str, Device] = {}
+        self.taken = {live.name: uuid for uuid, live in observed.devices.items()}
+        # What a path in a wanted table is in a live one: the number of the device that has the name now.
+        self.numbers = {_NODE + live.name: live.number for live in observed.devices.values()}
+        self.numbers |= {backing.device: backing.number for backing in observed.backings.values()}
+
+    def ports(self) -> Iterator[Step]:
+        for drive in self.document.drives:
+            backing = self.observed.backings.get(drive.uuid)
+            yield from self.ensure(stack.port(self.document, drive, backing.device if backing else None))
+
+    def lun(self, lun: Lun) -> Iterator[Step]:
+        for leg in stack.legs(self.document, lun):
+            yield from self.ensure(leg)
+        dead = lun.layout.fault_tolerant and not lun.layout.survives(len(lun.members), lun.lost)
+        # A plex that has lost too much keeps answering for what is left of it. It is never loaded anew in that state.
+        loaded = self.observed.loaded(lun)
+        if not dead or loaded:
+            yield from self.plex(lun)
+        top = stack.top(self.document, lun, failed=dead and not loaded)
+        uuid = top.uuid
+        before = self.observed.devices.get(uuid)
+        yield from self.ensure(top)
+        exported = lun.uuid in self.observed.exports
+        if lun.exported and not exported and not dead:
+            yield Export(lun.name, lun.uuid, stack.node(top.name))
+        elif exported and before is not None and _length(before.table) != _length(top.table):
+            yield Rescan(lun.name, lun.uuid)
+
+    def plex(self, lun: Lun) -> Iterator[Step]:
+        nodes = {leg.uuid: _NODE + self.name_of(leg) for leg in stack.legs(self.document, lun)}
+        live = self.observed.plex(lun)
+        device = stack.plex(self.document, lun, nodes, self.rebuild(lun))
+        if live is not None and live.table and self.same(device.table, live.table):
+            yield from self.ensure(stack.plex(self.document, lun, nodes))
+            if self.unnoticed(lun):
+                yield SettleFailures(live.name)
+            return
+        if self.unclean and (live is None or not live.table):
+            yield from self.force_resync(lun)
+        yield from self.ensure(device)
+        if lun.lost:
+            yield SettleFailures(device.name)
+
+    def rebuild(self, lun: Lun) -> tuple[int, ...]:
+        """Substitutes that have no superblock yet: these the kernel must be told to regenerate from the start."""
+        return tuple(
+            index
+            for index, member in enumerate(lun.members)
+            if member.state is MemberState.REBUILDING and self.observed.superblocks.get(member.uuid) is None
+        )
+
+    def unnoticed(self, lun: Lun) -> bool:
+        """Whether the kernel takes a lost member for a good one still."""
+        raid = self.observed.raid(lun)
+        return raid is not None and any(
+            raid.legs[index] in (LegHealth.IN_SYNC, LegHealth.OUT_OF_SYNC) for index in lun.lost
+        )
+
+    def force_resync(self, lun: Lun) -> Iterator[Step]:
+        """Only where every member is there and in sync: else the kernel has something else to do first, and the LUN is
+        suspect until that is done.
+        """
+        superblocks = [self.observed.superblocks.get(member.uuid) for member in lun.members]
+        whole = all(member.state is MemberState.IN_SYNC for member in lun.members)
+        if not lun.layout.fault_tolerant or not whole or any(superblock is None for superblock in superblocks):
+            return
+        for member in lun.members:
+            drive = self.document.drive_of(member.drive)
+            yield ForceResync(stack.node(names.drive_name(self.document.name, drive.name)), member.meta[0].start)
+
+    def ensure(self, device: Device) -> Iterator[Step]:
+        """Make a device be there, with this table, and running."""
+        self.wanted[device.uuid] = device
+        live = self.observed.devices.get(device.uuid)
+        if live is None:
+            name = self.name_of(device)
+            # udev makes the links of a name once: a device that will be renamed is born private, and legs are.
+            yield CreateDevice(
+                Device(name=name, uuid=device.uuid, layer=device.layer, owner=device.owner, table=device.table)
+            )
+            return
+        if live.inactive:
+            yield ClearInactive(live.name)
+        if not self.same(device.table, live.table):
+            # A port is replaced because it fails, or comes back: what is under way there may never end.
+            flush = device.layer is not Layer.PORT
+            yield ReplaceTable(name=live.name, table=device.table, visible=device.visible, flush=flush)
+        elif live.suspended:
+            yield Resume(live.name, device.visible)
+
+    def name_of(self, device: Device) -> str:
+        """The name under which a device is, or is made: its own, unless the device that it replaces still has that."""
+        live = self.observed.devices.get(device.uuid)
+        if live is not None:
+            return live.name
+        return device.name if device.name not in self.taken else device.name + "_new"
+
+    def same(self, wanted: Table, live: Table) -> bool:
+        """Whether two tables map the same. A raid's options do not count: the kernel adds to them and keeps `rebuild`."""
+        if len(wanted) != len(live):
+            return False
+        for ours, theirs in zip(wanted, live, strict=True):
+            words = [self.numbers.get(word, word) for word in ours.params.split()]
+            if (ours.start, ours.length, ours.kind) != (theirs.start, theirs.length, theirs.kind):
+                return False
+            there = theirs.params.split()
+            if ours.kind == "raid":
+                words, there = _raid_devices(words), _raid_devices(there)
+            if words != there:
+                return False
+        return True
+
+    def removals(self) -> Iterator[Step]:
+        unwanted = [live for uuid, live in self.observed.devices.items() if uuid not in self.wanted]
+        present = {lun.uuid for lun in self.document.luns}
+        for uuid in self.observed.exports:
+            if uuid not in present:
+                yield Unexport(str(uuid), uuid)
+        for live in sorted(unwanted, key=lambda live: (-_layer(live), live.name)):
+            yield RemoveDevice(live.name, _layer(live) is Layer.LUN)
+
+    def names(self) -> Iterator[Step]:
+        for uuid, device in self.wanted.items():
+            name = self.name_of(device)
+            if name != device.name and self.taken.get(device.name) not in self.wanted:
+                assert self.taken.get(device.name) != uuid
+                yield RenameDevice(name, device.name)
+
+
+def _raid_devices(words: list[str]) -> list[str]:
+    """Kind and legs of a raid target's words: "raid1 3 0 region_size 2048 2 253:0 253:1 253:2 253:3"."""
+    devices = words[2 + int(words[1]) + 1 :]
+    return [words[0], *devices]
+
+
+def _length(table: Table) -> int:
+    return sum(line.length for line in table)
+
+
+def _layer(live: Live) -> Layer:
+    parsed = names.parse_dm_uuid(live.uuid)
+    role = parsed.role if parsed else ""
+    return {"drive": Layer.PORT, "plex": Layer.PLEX, "lun": Layer.LUN}.get(role, Layer.LEG)

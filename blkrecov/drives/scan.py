@@ -1,0 +1,249 @@
+"""Finding drives by what is on them, wherever they are now.
+
+Places, in this order: the paths that the array remembers, the configured directories (one level), attached loop
+devices, block devices, and, asked for as a last resort, the top two levels of file systems that lie on block devices.
+
+A drive is known by its label, never by its path. Something met twice, such as a file and the loop device on it, is one
+thing and found once; two things with one drive UUID are a drive and a stale clone of it, and which is which is not for
+this module to say: all are found, and the clash is told.
+
+Bounded, and harmless in directories that others can write to: no symbolic link is followed there, nothing but regular
+files is opened, and nothing that waits when opened; a mount is not crossed.
+"""
+
+import errno
+import os
+import stat
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+from blkrecov.drives import loop
+from blkrecov.drives.label import MINIMUM_SIZE, Label, NoLabel
+from blkrecov.drives.loop import Inode, LoopDevice
+from blkrecov.drives.probe import unescape
+from blkrecov.drives.store import DriveStore, IoCounter, LabelReading
+from blkrecov.errors import BlkrecovError, InvalidDisk, NotSupported, PathNotFound, ProviderFailure
+from blkrecov.units import sectors
+
+MAX_FILES: Final = 10_000
+DEEP_LEVELS: Final = 2
+# Devices that stand on other devices, that lose what they hold, or whose opening makes a drive search for a medium.
+_SKIPPED: Final = ("dm-", "loop", "md", "ram", "zram", "sr", "fd", "nbd")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A drive. `path` is the file or block device; `device` the node for its I/O, if there is one by now."""
+
+    path: str
+    device: str | None
+    reading: LabelReading
+
+    @property
+    def label(self) -> Label:
+        return self.reading.label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """What was found."""
+
+    found: tuple[Found, ...]
+    refused: tuple[tuple[str, BlkrecovError], ...]  # Hints that failed, and labels that cannot be used.
+    complete: bool  # False when there were more files than the bound.
+
+    def clones(self) -> dict[UUID, tuple[Found, ...]]:
+        """Drive UUIDs that more than one thing answers to."""
+        by_uuid: defaultdict[UUID, list[Found]] = defaultdict(list)
+        for found in self.found:
+            by_uuid[found.label.drive_uuid].append(found)
+        return {uuid: tuple(all_of_it) for uuid, all_of_it in by_uuid.items() if len(all_of_it) > 1}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where the kernel tells about devices and mounts."""
+
+    sys_block: Path = loop.SYS_BLOCK
+    dev: Path = Path("/dev")
+    mountinfo: Path = Path("/proc/self/mountinfo")
+
+
+def scan(
+    hints: Sequence[str],
+    directories: Sequence[str],
+    counter: IoCounter,
+    *,
+    deep: bool = False,
+    max_files: int = MAX_FILES,
+    places: Places | None = None,
+) -> Scan:
+    """Find drives. A hint or a directory that is not there is told in `refused`; nothing of this stops the search.
+
+    Raises: AccessDenied when loop devices may not be looked at.
+    """
+    places = places or Places()
+    search = _Search(counter, max_files, {device.backing: device for device in _whole(loop.attached(places.sys_block))})
+    for hint in hints:
+        search.look(hint, asked_for=True)
+    for directory in directories:
+        search.look_in(directory, levels=1, asked_for=True)
+    for device in search.loops.values():
+        search.look_at_loop(device)
+    for node in block_devices(places):
+        search.look(str(node))
+    if deep:
+        for mount in mounts(places.mountinfo.read_text()):
+            search.look_in(mount, levels=DEEP_LEVELS)
+    return Scan(found=tuple(search.found), refused=tuple(search.refused), complete=not search.gave_up)
+
+
+def block_devices(places: Places) -> Iterator[Path]:
+    """Disks and partitions that may be drives: not what stands on other devices, not the disks that this machine
+    exports.
+    """
+    for disk in sorted(places.sys_block.iterdir()) if places.sys_block.is_dir() else ():
+        if disk.name.startswith(_SKIPPED) or _is_exported(disk):
+            continue
+        partitions = sorted(entry.parent for entry in disk.glob("*/partition"))
+        for device in (disk, *partitions):
+            size = device / "size"
+            if size.exists() and int(size.read_text()) >= sectors(MINIMUM_SIZE):
+                yield places.dev / device.name.replace("!", "/")  # The kernel's own spelling of cciss/c0d0.
+
+
+def mounts(mountinfo: str) -> Iterator[str]:
+    """Mount points of file systems on block devices, each file system once.
+
+    Kernel: Documentation/filesystems/proc.rst 3.5. The device number of btrfs is none of a disk's, so it is the source
+    that tells: the second word after the lone dash.
+    """
+    seen = set()
+    for line in mountinfo.splitlines():
+        words, _, after = line.partition(" - ")
+        number, root, point = words.split()[2:5]
+        if after.split()[1].startswith("/dev/") and (number, root) not in seen:
+            seen.add((number, root))
+            yield unescape(point)
+
+
+def _whole(devices: tuple[LoopDevice, ...]) -> Iterator[LoopDevice]:
+    """A loop device on a part of a file is none of ours, and the file is more than it."""
+    return (device for device in devices if device.offset == 0)
+
+
+def _is_exported(disk: Path) -> bool:
+    """Whether a SCSI disk is one that this machine's LIO shows to itself: its contents are a LUN's, not a drive's.
+
+    Kernel: drivers/target/loopback/tcm_loop.c names itself "tcm_loopback" in proc_name of its SCSI hosts.
+    """
+    device = (disk / "device").resolve()
+    host = next((part for part in device.parts if part.startswith("host") and part[4:].isdigit()), None)
+    if host is None:
+        return False
+    while device.name != host:
+        device = device.parent
+    name = device / "scsi_host" / host / "proc_name"
+    return name.exists() and name.read_text().strip() == "tcm_loopback"
+
+
+@dataclass(slots=True)
+class _Search:
+    """What one scan has seen so far."""
+
+    counter: IoCounter
+    files_left: int
+    loops: dict[Inode, LoopDevice]
+    gave_up: bool = False
+    seen: set[Inode] = field(default_factory=set)
+    found: list[Found] = field(default_factory=list)
+    refused: list[tuple[str, BlkrecovError]] = field(default_factory=list)
+
+    def look(self, path: str, *, asked_for: bool = False) -> None:
+        """Look at a path, following symbolic links. What nobody asked for and is no drive is passed over in silence."""
+        try:
+            status = Path(path).stat()
+        except OSError as error:
+            if asked_for:
+                self.refused.append((path, _unreachable(path, error)))
+            return
+        if stat.S_ISBLK(status.st_mode):
+            device = next((device for device in self.loops.values() if _is_node_of(status, device)), None)
+            # All nodes of a block device are one thing, whatever directory they are in.
+            inode = device.backing if device else Inode(-1, status.st_rdev)
+        else:
+            inode = Inode(status.st_dev, status.st_ino)
+            device = self.loops.get(inode)
+        if device is not None:
+            self.look_at_loop(device)
+        elif inode not in self.seen:
+            self.seen.add(inode)
+            self._read(path, None, asked_for=asked_for)
+
+    def look_at_loop(self, device: LoopDevice) -> None:
+        """Look through a loop device: while there is one, the file is not to be read itself."""
+        if device.backing not in self.seen:
+            self.seen.add(device.backing)
+            self._read(device.path if device.deleted else device.backing_file, device.path)
+
+    def look_in(self, directory: str, *, levels: int, asked_for: bool = False) -> None:
+        """Look at the regular files of a directory, and of those in it, down to so many levels."""
+        try:
+            device = Path(directory).stat().st_dev
+            entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+        except OSError as error:
+            if asked_for:
+                self.refused.append((directory, _unreachable(directory, error)))
+            return
+        for entry in entries:
+            if self.files_left <= 0:
+                self.gave_up = True
+                return
+            self.files_left -= 1
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except OSError:  # Gone since the directory was read.
+                continue
+            if stat.S_ISDIR(status.st_mode) and levels > 1 and status.st_dev == device:
+                self.look_in(entry.path, levels=levels - 1)
+            elif stat.S_ISREG(status.st_mode) and status.st_size >= MINIMUM_SIZE:
+                self._look_at_file(entry.path, Inode(status.st_dev, status.st_ino))
+
+    def _look_at_file(self, path: str, inode: Inode) -> None:
+        if device := self.loops.get(inode):
+            self.look_at_loop(device)
+        elif inode not in self.seen:
+            self.seen.add(inode)
+            self._read(path, None, follow=False)
+
+    def _read(self, path: str, device: str | None, *, asked_for: bool = False, follow: bool = True) -> None:
+        node = device or path
+        try:
+            with DriveStore(node, self.counter, writable=False, follow=follow) as store:
+                reading = store.read_label()
+                is_block = store.is_block
+        except NoLabel as error:
+            if asked_for:
+                self.refused.append((path, error))
+        except (InvalidDisk, NotSupported) as error:
+            self.refused.append((path, error))
+        except BlkrecovError as error:
+            # A disk that cannot be read, a socket, a file that went away: no news unless it was asked for.
+            if asked_for:
+                self.refused.append((path, error))
+        else:
+            self.found.append(Found(path=path, device=node if is_block else None, reading=reading))
+
+
+def _is_node_of(status: os.stat_result, device: LoopDevice) -> bool:
+    return status.st_rdev == os.makedev(loop.MAJOR, device.number)
+
+
+def _unreachable(path: str, error: OSError) -> BlkrecovError:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return PathNotFound(f"{path} does not exist")
+    return ProviderFailure(f"{path}: {error.strerror}")

@@ -1,0 +1,165 @@
+"""Who holds a block device: the names that an operator needs before a disk may be taken away.
+
+The kernel knows *whether* a device is claimed (an exclusive open fails), not by whom. So `holders` collects what can be named:
+devices stacked on it, mounts, swap, loop devices, LIO backstores, processes. Where none of these explains a claim, the claim
+itself is reported. The answer is a photograph: `claimed` keeps the device claimed while the caller acts on it.
+
+All is read from /proc, /sys and configfs, for a device node of any kind. Mounts of other mount namespaces have no line in our
+/proc/self/mountinfo; their claim shows.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from blkrecov.errors import AccessDenied, DeviceInUse, PathNotFound, ProviderFailure
+
+_CLAIM: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_EXCL
+# udev's workers open every new or changed disk to probe it, for milliseconds, and survive its removal. Nobody has to wait for
+# them. The kernel cuts these names to 15 characters.
+_PROBERS: Final = frozenset({"systemd-udevd", "(udev-worker)", "udevd"})
+
+
+def holders(node: str) -> tuple[str, ...]:
+    """Everything that holds a block device or one of its partitions, in words. Empty where nothing does.
+
+    Raises: PathNotFound for a path that is no block device, AccessDenied; ProviderFailure where it cannot be opened.
+    """
+    numbers = _numbers(node)
+    named = (
+        *_stacked(numbers),
+        *_mounts(numbers),
+        *_swaps(numbers),
+        *_files_of(numbers, "/sys/block", "loop*/loop/backing_file", "loop device {0.parts[3]}"),
+        *_files_of(
+            numbers, "/sys/kernel/config/target/core", "*/*/udev_path", "LIO backstore {0.parts[6]}/{0.parts[7]}"
+        ),
+        *_processes(numbers),
+    )
+    if not named and _is_claimed(node):
+        return ("an exclusive claim in the kernel that it gives no name to",)
+    return tuple(dict.fromkeys(named))
+
+
+@contextmanager
+def claimed(node: str) -> Iterator[None]:
+    """Keeps a device claimed for the caller, as a mount would.
+
+    Raises: DeviceInUse, naming the holders, if it is claimed already.
+    """
+    fd = _claim(node)
+    if fd is None:
+        raise in_use(node, holders(node))
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def in_use(node: str, by: tuple[str, ...]) -> DeviceInUse:
+    return DeviceInUse(f"{node} is in use by {', '.join(by) or 'something that let go just now'}")
+
+
+def _claim(node: str) -> int | None:
+    """A descriptor that claims the device, or None where it is claimed already (open(2), O_EXCL on block devices)."""
+    try:
+        return os.open(node, _CLAIM)
+    except PermissionError as error:
+        raise AccessDenied(f"may not open {node}") from error
+    except FileNotFoundError as error:
+        raise PathNotFound(f"{node} does not exist") from error
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return None
+        raise ProviderFailure(f"open of {node}: {error.strerror}") from error
+
+
+def _is_claimed(node: str) -> bool:
+    fd = _claim(node)
+    if fd is None:
+        return True
+    os.close(fd)
+    return False
+
+
+def _numbers(node: str) -> dict[int, str]:
+    """Device numbers of a block device and its partitions, each with the kernel's name."""
+    number = _number(node)
+    if number is None:
+        raise PathNotFound(f"{node} is no block device")
+    name = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
+    parts = {_device(part.read_text()): part.parent.name for part in name.glob(f"{name.name}*/dev")}
+    return {number: name.name, **parts}
+
+
+def _number(path: str) -> int | None:
+    """The device number of a block device node; None for anything else, and for a path that does not exist."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return status.st_rdev if stat.S_ISBLK(status.st_mode) else None
+
+
+def _device(text: str) -> int:
+    major, minor = text.strip().split(":")
+    return os.makedev(int(major), int(minor))
+
+
+def _stacked(numbers: dict[int, str]) -> Iterator[str]:
+    """Documentation/ABI/testing/sysfs-block: dm and md link themselves into holders/ of what they stand on."""
+    for name in numbers.values():
+        for holder in sorted(Path(f"/sys/class/block/{name}/holders").glob("*")):
+            dm = holder / "dm/name"
+            yield f"dm device {dm.read_text().strip()}" if dm.exists() else f"device {holder.name}"
+
+
+def _mounts(numbers: dict[int, str]) -> Iterator[str]:
+    """proc_pid_mountinfo(5): the device number is the third word, the mount point the fifth, the source follows "- type".
+
+    The source is looked at as well, because btrfs shows a number of its own there.
+    """
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        mount, _, filesystem = line.partition(" - ")
+        words = mount.split(" ")
+        if _device(words[2]) in numbers or _number(_unescape(filesystem.split(" ")[1])) in numbers:
+            yield f"a mount on {_unescape(words[4])}"
+
+
+def _swaps(numbers: dict[int, str]) -> Iterator[str]:
+    for line in Path("/proc/swaps").read_text().splitlines()[1:]:
+        if _number(_unescape(line.split()[0])) in numbers:
+            yield "swap"
+
+
+def _files_of(numbers: dict[int, str], top: str, pattern: str, words: str) -> Iterator[str]:
+    """Kernel objects that name what they stand on in a file of their own."""
+    for file in Path(top).glob(pattern):
+        try:
+            path = file.read_text().strip()
+        except OSError:
+            continue  # Gone since the listing, or never set.
+        if _number(path) in numbers:
+            yield words.format(file)
+
+
+def _processes(numbers: dict[int, str]) -> Iterator[str]:
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            name = (process / "comm").read_text().strip()
+            descriptors = list((process / "fd").iterdir())
+        except OSError:
+            continue  # It has ended.
+        if name not in _PROBERS and any(_number(str(fd)) in numbers for fd in descriptors):
+            yield f"process {process.name} ({name})"
+
+
+def _unescape(text: str) -> str:
+    r"""The kernel writes space, tab, newline and backslash as \040 and so on (fs/seq_file.c, mangle_path())."""
+    for escaped, plain in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
+        text = text.replace(escaped, plain)
+    return text

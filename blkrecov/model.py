@@ -1,0 +1,422 @@
+"""The array as values: drives, extents, members, LUNs, and the document that holds them all.
+
+The document is what the drives' metadata slots carry (docs/on-disk-format.md) and what the engine strives to make true in
+the kernel. It holds what was decided and what must outlive a restart; what the kernel knows better (how far a resync is, which
+leg is in sync) is observed, never stored.
+
+Lengths and offsets on drives are sectors, as in the kernel's tables. Nothing in here touches the world.
+"""
+
+from enum import StrEnum
+from typing import Final, TypeVar
+from uuid import UUID
+
+import msgspec
+
+from blkrecov.errors import MetadataCorrupt, NotSupported, ObjectDeleted, ObjectNotFound
+from blkrecov.units import MIB, SECTOR, Bytes, Sectors, in_bytes
+
+FORMAT: Final = 1
+# Space on drives is given out in units of this size, so every member is aligned to whatever a drive below it likes.
+UNIT: Final = Sectors(MIB // SECTOR)
+# How many earlier commits a document names, so that a stale copy is told from the copy of another history.
+HISTORY: Final = 64
+# How many ended tasks and deleted objects are remembered.
+REMEMBERED: Final = 64
+
+
+class Layout(StrEnum):
+    """How a LUN's data lies on its members. The values are the command line's words."""
+
+    LINEAR = "linear"
+    RAID0 = "raid0"
+    RAID1 = "raid1"
+    RAID4 = "raid4"
+    RAID5 = "raid5"
+    RAID6 = "raid6"
+    RAID10 = "raid10"
+
+    @property
+    def fault_tolerant(self) -> bool:
+        return self not in (Layout.LINEAR, Layout.RAID0)
+
+    @property
+    def minimum(self) -> int:
+        """Fewest members. The kernel takes two for raid4 and raid5, but those are mirrors in disguise."""
+        return _MINIMUM[self]
+
+    @property
+    def parity(self) -> int:
+        """Members' worth of space that parity takes."""
+        return {Layout.RAID4: 1, Layout.RAID5: 1, Layout.RAID6: 2}.get(self, 0)
+
+    def data_members(self, members: int) -> int:
+        """How many members' worth of space holds distinct data."""
+        match self:
+            case Layout.RAID1:
+                return 1
+            case Layout.RAID10:
+                return members // 2
+            case _:
+                return members - self.parity
+
+    def survives(self, members: int, lost: frozenset[int]) -> bool:
+        """Whether all data is still there when the members with these indexes are not."""
+        match self:
+            case Layout.LINEAR | Layout.RAID0:
+                return not lost
+            case Layout.RAID1:
+                return len(lost) < members
+            case Layout.RAID10:
+                # The near format with two copies: members 0 and 1 hold the same data, 2 and 3 the same, and so on.
+                return not any({pair, pair + 1} <= lost for pair in range(0, members, 2))
+            case _:
+                return len(lost) <= self.parity
+
+
+_MINIMUM: Final = {
+    Layout.LINEAR: 1,
+    Layout.RAID0: 2,
+    Layout.RAID1: 2,
+    Layout.RAID4: 3,
+    Layout.RAID5: 3,
+    Layout.RAID6: 4,
+    Layout.RAID10: 4,
+}
+
+
+class DriveStatus(StrEnum):
+    """VDS_DRIVE_STATUS, in lower case and without prefix."""
+
+    UNKNOWN = "unknown"
+    ONLINE = "online"
+    NOT_READY = "not_ready"
+    OFFLINE = "offline"
+    """Present, but out of the array: it was away while LUNs went on without it."""
+    FAILED = "failed"
+    REMOVED = "removed"
+    """Not found anywhere."""
+
+
+class LunStatus(StrEnum):
+    """VDS_LUN_STATUS."""
+
+    UNKNOWN = "unknown"
+    ONLINE = "online"
+    NOT_READY = "not_ready"
+    OFFLINE = "offline"
+    FAILED = "failed"
+
+
+class Health(StrEnum):
+    """VDS_HEALTH, the values that a LUN may have."""
+
+    UNKNOWN = "unknown"
+    HEALTHY = "healthy"
+    REBUILDING = "rebuilding"
+    FAILING = "failing"
+    FAILING_REDUNDANCY = "failing_redundancy"
+    FAILED_REDUNDANCY = "failed_redundancy"
+    FAILED_REDUNDANCY_FAILING = "failed_redundancy_failing"
+    FAILED = "failed"
+
+
+class MemberState(StrEnum):
+    """What the document says of a member, which decides how its leg is loaded."""
+
+    IN_SYNC = "in_sync"
+    REBUILDING = "rebuilding"
+    """Substituted for a lost member; the kernel's superblock knows how far its contents are regenerated."""
+    FAILED = "failed"
+    """Has missed writes. Its leg is never shown to the kernel as readable again before it was regenerated, because
+    dm-raid's superblock has no UUID and no clean flag: a stale leg would be accepted in silence."""
+
+
+class Role(StrEnum):
+    META = "meta"
+    DATA = "data"
+
+
+class Extent(msgspec.Struct, frozen=True):
+    """A run of sectors on a drive."""
+
+    start: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+
+class Member(msgspec.Struct, frozen=True):
+    """One leg of a LUN. `meta` is empty where the layout has no superblock."""
+
+    uuid: UUID
+    drive: UUID
+    state: MemberState
+    data: tuple[Extent, ...]
+    meta: tuple[Extent, ...] = ()
+
+    @property
+    def length(self) -> Sectors:
+        return Sectors(sum(extent.length for extent in self.data))
+
+
+class Lun(msgspec.Struct, frozen=True):
+    """A LUN as decided. `size` is what the host sees; the plex below may be larger, never smaller."""
+
+    uuid: UUID
+    name: str
+    layout: Layout
+    size: int
+    members: tuple[Member, ...]
+    chunk: int = 0
+    region: int = 0
+    exported: bool = True
+    initialised: bool = False
+    """The initial synchronisation has ended once: until then members may differ where nothing was ever written."""
+    suspect: bool = False
+    """The power was cut while a member was lost: where writes were in flight, the others may disagree. Repaired once whole."""
+    mismatches: int | None = None
+    """What the last scrub counted, in sectors; None before the first, and after a repair until the next."""
+
+    @property
+    def bytes(self) -> Bytes:
+        return in_bytes(self.size)
+
+    @property
+    def lost(self) -> frozenset[int]:
+        return frozenset(index for index, member in enumerate(self.members) if member.state is MemberState.FAILED)
+
+    @property
+    def drives(self) -> frozenset[UUID]:
+        return frozenset(member.drive for member in self.members)
+
+    def with_member(self, index: int, member: Member) -> "Lun":
+        return msgspec.structs.replace(self, members=(*self.members[:index], member, *self.members[index + 1 :]))
+
+
+class Drive(msgspec.Struct, frozen=True):
+    """A drive as decided. `path` is where it was last found: a hint, the label on the drive is the truth."""
+
+    uuid: UUID
+    name: str
+    path: str
+    size: int
+    data_start: int
+    data_length: int
+    status: DriveStatus = DriveStatus.ONLINE
+    reason: str = ""
+    """Why it is not online, for people."""
+    hot_spare: bool = False
+
+    @property
+    def online(self) -> bool:
+        return self.status is DriveStatus.ONLINE
+
+
+class TaskState(StrEnum):
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+    @property
+    def ended(self) -> bool:
+        return self in (TaskState.COMPLETED, TaskState.CANCELLED, TaskState.FAILED)
+
+
+class TaskKind(StrEnum):
+    RECOVER = "recover"
+    SCRUB = "scrub"
+
+
+class Phase(StrEnum):
+    """Where a task is. It decides what the next process does with it, after a crash too."""
+
+    REBUILD = "rebuild"
+    """The kernel regenerates substituted members, or resynchronises; when it has, members are in sync."""
+    REPAIR = "repair"
+    """The kernel compares all members and rewrites what differs."""
+    CHECK = "check"
+    """The kernel compares all members and counts."""
+
+
+class Task(msgspec.Struct, frozen=True):
+    """A long operation. `percent` follows IVdsAsync: it never falls, is 0 after a failure, and 100 only at the very end."""
+
+    id: int
+    kind: TaskKind
+    lun: UUID
+    objects: tuple[str, ...]
+    state: TaskState = TaskState.QUEUED
+    phases: tuple[Phase, ...] = ()
+    done: int = 0
+    """How many of the phases have ended."""
+    percent: int = 0
+    code: str = "S_OK"
+    message: str = ""
+    remedy: str = ""
+    bytes_kernel: int = 0
+    bytes_process: int = 0
+
+
+class Tombstone(msgspec.Struct, frozen=True):
+    """An object that existed: asking for it is "deleted", which is not "never heard of"."""
+
+    kind: str
+    uuid: UUID
+    name: str
+
+
+class Document(msgspec.Struct, frozen=True):
+    """All of an array that must outlive a restart."""
+
+    array: UUID
+    name: str
+    sequence: int = 0
+    commit: str = ""
+    history: tuple[str, ...] = ()
+    """The commits before this one, newest first, at most HISTORY of them."""
+    running: str = ""
+    """The boot in which LUNs were made usable and not stopped since; empty after a clean stop."""
+    carriers: tuple[UUID, ...] = ()
+    """The drives that this version of the document was written to."""
+    drives: tuple[Drive, ...] = ()
+    luns: tuple[Lun, ...] = ()
+    tasks: tuple[Task, ...] = ()
+    tombstones: tuple[Tombstone, ...] = ()
+    next_task: int = 1
+    format: int = FORMAT
+
+    def drive(self, name: str) -> Drive:
+        """The drive of this name or UUID. Raises ObjectNotFound or ObjectDeleted."""
+        for drive in self.drives:
+            if name in (drive.name, str(drive.uuid)):
+                return drive
+        raise self._absent("drive", name)
+
+    def drive_of(self, uuid: UUID) -> Drive:
+        return next(drive for drive in self.drives if drive.uuid == uuid)
+
+    def lun(self, name: str) -> Lun:
+        """The LUN of this name or UUID. Raises ObjectNotFound or ObjectDeleted."""
+        for lun in self.luns:
+            if name in (lun.name, str(lun.uuid)):
+                return lun
+        raise self._absent("lun", name)
+
+    def lun_of(self, uuid: UUID) -> Lun:
+        for lun in self.luns:
+            if lun.uuid == uuid:
+                return lun
+        raise self._absent("lun", str(uuid))
+
+    def _absent(self, kind: str, name: str) -> ObjectNotFound | ObjectDeleted:
+        word = {"lun": "LUN"}.get(kind, kind)
+        remedy = f"list what exists with: blkrecov {kind} list"
+        if any(stone.kind == kind and name in (stone.name, str(stone.uuid)) for stone in self.tombstones):
+            return ObjectDeleted(f"{word} {name!r} has been deleted", remedy=remedy)
+        return ObjectNotFound(f"array {self.name!r} has no {word} {name!r}", remedy=remedy)
+
+    def task(self, number: int) -> Task:
+        for task in self.tasks:
+            if task.id == number:
+                return task
+        raise ObjectNotFound(
+            f"array {self.name!r} has no task {number}", remedy="list what there is with: blkrecov task list"
+        )
+
+    def task_on(self, lun: UUID) -> Task | None:
+        """The task that is under way on a LUN: at most one."""
+        return next((task for task in self.tasks if task.lun == lun and not task.state.ended), None)
+
+    def with_drive(self, drive: Drive) -> "Document":
+        """With this drive added, or in the place of the one with its UUID."""
+        return msgspec.structs.replace(self, drives=_placed(self.drives, drive))
+
+    def with_lun(self, lun: Lun) -> "Document":
+        return msgspec.structs.replace(self, luns=_placed(self.luns, lun))
+
+    def with_task(self, task: Task) -> "Document":
+        """With this task added or replaced; of the ended ones only the newest are remembered."""
+        if task.id >= self.next_task:
+            tasks = (*self.tasks, task)
+        else:
+            tasks = tuple(task if other.id == task.id else other for other in self.tasks)
+        ended = [other.id for other in tasks if other.state.ended]
+        forgotten = set(ended[:-REMEMBERED])
+        tasks = tuple(other for other in tasks if other.id not in forgotten)
+        return msgspec.structs.replace(self, tasks=tasks, next_task=max(self.next_task, task.id + 1))
+
+    def without_lun(self, lun: Lun) -> "Document":
+        luns = tuple(other for other in self.luns if other.uuid != lun.uuid)
+        return self._buried(Tombstone("lun", lun.uuid, lun.name), luns=luns)
+
+    def without_drive(self, drive: Drive) -> "Document":
+        drives = tuple(other for other in self.drives if other.uuid != drive.uuid)
+        return self._buried(Tombstone("drive", drive.uuid, drive.name), drives=drives)
+
+    def _buried(
+        self, stone: Tombstone, *, luns: tuple[Lun, ...] | None = None, drives: tuple[Drive, ...] | None = None
+    ) -> "Document":
+        return msgspec.structs.replace(
+            self,
+            luns=self.luns if luns is None else luns,
+            drives=self.drives if drives is None else drives,
+            tombstones=(*self.tombstones, stone)[-REMEMBERED:],
+        )
+
+    def after(self, commit: str, carriers: tuple[UUID, ...]) -> "Document":
+        """The next version, about to be written under this commit name to these drives."""
+        history = ((self.commit, *self.history) if self.commit else ())[:HISTORY]
+        return msgspec.structs.replace(
+            self, sequence=self.sequence + 1, commit=commit, history=history, carriers=carriers
+        )
+
+    def descends_from(self, other: "Document") -> bool:
+        """Whether `other` is an earlier version of this document, as far as the remembered history tells.
+
+        Two documents of one array that do not descend from each other were written by two machines, or by one that ran on
+        one half of the drives and then on the other half: choosing between them would lose what one of them acknowledged.
+        """
+        if other.commit == self.commit:
+            return True
+        if self.sequence - other.sequence > HISTORY:
+            return True
+        return other.commit in self.history
+
+
+_Object = TypeVar("_Object", Drive, Lun)
+
+
+def _placed(items: tuple[_Object, ...], item: _Object) -> tuple[_Object, ...]:
+    """In the place of the item with the same UUID, else at the end."""
+    after: list[_Object] = [item if other.uuid == item.uuid else other for other in items]
+    if item not in after:
+        after.append(item)
+    return tuple(after)
+
+
+def encode(document: Document) -> bytes:
+    """The document as the bytes of a metadata slot's payload: JSON, so that a person with a hex dump can read it."""
+    return msgspec.json.encode(document)
+
+
+def decode(payload: bytes) -> Document:
+    """Raises MetadataCorrupt for bytes that are no document, NotSupported for one of a later format."""
+    try:
+        version = msgspec.json.decode(payload, type=_Version).format
+        if version != FORMAT:
+            raise NotSupported(
+                f"the array's configuration has format {version}, this blkrecov reads format {FORMAT}",
+                remedy="use the version of blkrecov that wrote it, or a later one",
+            )
+        return msgspec.json.decode(payload, type=Document)
+    except msgspec.MsgspecError as error:
+        raise MetadataCorrupt(f"the array's configuration does not decode: {error}") from error
+
+
+class _Version(msgspec.Struct):
+    format: int

@@ -1,0 +1,75 @@
+"""What is there: the kernel's devices, the drives' places, the exports, the superblocks. Values, taken at one moment."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from blkrecov.dm import names, status
+from blkrecov.dm.status import LegHealth, RaidStatus
+from blkrecov.dm.superblock import Superblock
+from blkrecov.dm.table import Table
+from blkrecov.model import Lun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """A device of ours that the kernel has. `number` is major:minor, as tables name it."""
+
+    name: str
+    uuid: str
+    number: str
+    table: Table
+    status: Table
+    suspended: bool
+    inactive: bool
+    open_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backing:
+    """Where a drive's sectors are."""
+
+    device: str
+    number: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """A LUN's SCSI disk."""
+
+    disk: str
+    naa: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    devices: Mapping[str, Live] = field(default_factory=dict)
+    """By device-mapper UUID; only this array's."""
+    backings: Mapping[UUID, Backing] = field(default_factory=dict)
+    """By drive; a drive without one is away."""
+    exports: Mapping[UUID, Exported] = field(default_factory=dict)
+    """By LUN."""
+    superblocks: Mapping[UUID, Superblock | None] = field(default_factory=dict)
+    """By member, of LUNs whose plex is not loaded; None for a member that has none, or whose drive cannot be read."""
+
+    def plex(self, lun: Lun) -> Live | None:
+        return self.devices.get(names.dm_uuid(lun.uuid, "plex"))
+
+    def loaded(self, lun: Lun) -> bool:
+        """Whether the LUN's plex has a table; a device whose making was cut short has none."""
+        live = self.plex(lun)
+        return live is not None and bool(live.table)
+
+    def raid(self, lun: Lun) -> RaidStatus | None:
+        """What the kernel says of a LUN's plex; None while it is not loaded, suspended, or no raid with redundancy."""
+        live = self.plex(lun)
+        if live is None or live.suspended or not live.status or live.status[0].kind != "raid":
+            return None
+        return status.parse_raid(live.status[0].params)
+
+    def failed_legs(self, lun: Lun) -> frozenset[int]:
+        """Members that the kernel has given up."""
+        raid = self.raid(lun)
+        if raid is None:
+            return frozenset()
+        return frozenset(index for index, leg in enumerate(raid.legs) if leg is LegHealth.FAILED)

@@ -1,0 +1,108 @@
+"""Looks at the world and returns it as values. Changes nothing."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from uuid import UUID
+
+from blkrecov import catalog
+from blkrecov.dm import names
+from blkrecov.dm.control import Control, NoSuchDevice
+from blkrecov.dm.superblock import BLOCK, Superblock, parse
+from blkrecov.drives import raw
+from blkrecov.drives.probe import unescape
+from blkrecov.drives.store import DriveIoError, IoCounter
+from blkrecov.model import Document, Lun
+from blkrecov.observed import Backing, Exported, Live, Observed
+from blkrecov.page83.export import Exporter
+from blkrecov.units import Sectors, in_bytes
+
+
+def devices(control: Control, array: str) -> dict[str, Live]:
+    """This array's devices, by device-mapper UUID."""
+    found = {}
+    for entry in control.devices():
+        parts = names.split_dm_name(entry.name)
+        if parts is None or parts[0] != array or names.parse_dm_uuid(entry.uuid) is None:
+            continue
+        try:
+            info = control.info(entry.name)
+            live = Live(
+                name=entry.name,
+                uuid=entry.uuid,
+                number=str(info.number),
+                table=control.table(entry.name),
+                status=control.status(entry.name),
+                suspended=info.suspended,
+                inactive=info.inactive,
+                open_count=info.open_count,
+            )
+        except NoSuchDevice:  # Removed since it was listed.
+            continue
+        found[entry.uuid] = live
+    return found
+
+
+def exports(exporter: Exporter, array: str) -> dict[UUID, Exported]:
+    """This array's SCSI disks, by LUN."""
+    found = {}
+    for export in exporter.exports():
+        parts = names.split_dm_name(f"{names.PREFIX}-{export.name}")
+        if parts is not None and parts[0] == array:
+            found[UUID(hex=export.serial)] = Exported(disk=export.disk, naa=export.naa)
+    return found
+
+
+def observe(
+    control: Control, exporter: Exporter, document: Document, backings: Mapping[UUID, str], counter: IoCounter
+) -> Observed:
+    """All of an array's state in the kernel. `backings` gives the block device of each drive that is there."""
+    live = devices(control, document.name)
+    observed = Observed(
+        devices=live,
+        backings={
+            drive: Backing(device=device, number=catalog.number_of(device)) for drive, device in backings.items()
+        },
+        exports=exports(exporter, document.name),
+    )
+    idle = [lun for lun in document.luns if lun.layout.fault_tolerant and not observed.loaded(lun)]
+    return Observed(
+        devices=live,
+        backings=observed.backings,
+        exports=observed.exports,
+        superblocks=superblocks(idle, backings, counter),
+    )
+
+
+def superblocks(luns: Iterable[Lun], backings: Mapping[UUID, str], counter: IoCounter) -> dict[UUID, Superblock | None]:
+    """What the members of LUNs that are not loaded remember. Read from the drive's own device: no leg need be there."""
+    found: dict[UUID, Superblock | None] = {}
+    for lun in luns:
+        for member in lun.members:
+            device = backings.get(member.drive)
+            if device is None:
+                continue
+            try:
+                offset = in_bytes(Sectors(member.meta[0].start))
+                found[member.uuid] = parse(raw.read(device, offset, BLOCK, counter))
+            except DriveIoError:
+                found[member.uuid] = None
+    return found
+
+
+def mounts(device: str) -> tuple[tuple[str, str], ...]:
+    """(mount point, file system type) of everything mounted from a block device or its partitions."""
+    try:
+        number = Path(device).stat().st_rdev
+    except OSError:
+        return ()
+    wanted = {f"{os.major(number)}:{os.minor(number)}"}
+    sysfs = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
+    wanted |= {partition.read_text().strip() for partition in sysfs.glob(f"{sysfs.name}*/dev")}
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        words = left.split()
+        if words[2] in wanted:
+            found.append((unescape(words[4]), right.split()[0]))
+    return tuple(found)

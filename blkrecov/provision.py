@@ -1,0 +1,123 @@
+"""LUNs made, grown and deleted; drives' words changed. Pure: each function says what is wanted, or why not."""
+
+from collections.abc import Iterator
+from uuid import UUID
+
+import msgspec
+
+from blkrecov import geometry
+from blkrecov.dm.names import NameKind, check_name
+from blkrecov.errors import (
+    AnotherCallInProgress,
+    DeviceInUse,
+    InvalidOperation,
+    NotSupported,
+    ObjectExists,
+    ObjectFailed,
+)
+from blkrecov.geometry import Request
+from blkrecov.model import Document, DriveStatus, Lun, MemberState
+from blkrecov.proposal import Proposal, zeroed
+from blkrecov.units import Bytes, format_size
+
+
+def create(document: Document, request: Request, ids: Iterator[UUID]) -> Proposal:
+    """A new LUN. Raises what geometry.place() does, and ObjectExists for a name that is taken."""
+    check_name(NameKind.LUN, request.name)
+    if any(lun.name == request.name for lun in document.luns):
+        raise ObjectExists(f"array {document.name!r} has a LUN {request.name!r} already")
+    lun = geometry.place(document, request, ids)
+    return Proposal(
+        document=document.with_lun(lun),
+        why=f"LUN {lun.name}, {lun.layout.value}, {format_size(lun.bytes)}, {len(lun.members)} members",
+        prepare=zeroed(document, lun.members),
+        lun=lun.uuid,
+    )
+
+
+def extend(document: Document, lun: Lun, size: Bytes, ids: Iterator[UUID]) -> Proposal:
+    """The LUN at a larger size.
+
+    A LUN that has lost a member is refused: dm-raid would grow it, but its write-intent bitmap would not cover the new part,
+    and what is written there would be lost for the member when it comes back (Linux 6.1 and 6.12, drivers/md/dm-raid.c).
+    """
+    refuse_busy(document, lun)
+    if lun.lost:
+        raise ObjectFailed(
+            f"LUN {lun.name!r} has lost a member and cannot grow before it has recovered",
+            remedy=f"run: blkrecov recover {lun.name}",
+        )
+    if any(member.state is not MemberState.IN_SYNC for member in lun.members):
+        raise AnotherCallInProgress(f"LUN {lun.name!r} is being rebuilt")
+    grown = geometry.extended(document, lun, size, ids)
+    if grown.region and geometry.region_size(geometry.plex_length(grown)) > grown.region:
+        raise NotSupported(
+            f"LUN {lun.name!r} cannot grow to {format_size(grown.bytes)}: its write-intent bitmap has too few bits for that",
+            remedy="make a new LUN of that size",
+        )
+    return Proposal(
+        document=document.with_lun(grown), why=f"LUN {lun.name} grows to {format_size(grown.bytes)}", lun=lun.uuid
+    )
+
+
+def delete(document: Document, lun: Lun, holders: tuple[str, ...]) -> Proposal:
+    """The array without the LUN. `holders` are those that have it open, which is a reason not to."""
+    refuse_busy(document, lun)
+    if holders:
+        raise DeviceInUse(
+            f"LUN {lun.name!r} is in use by {', '.join(holders)}",
+            remedy="end what uses it (umount, swapoff), then try again",
+        )
+    return Proposal(document=document.without_lun(lun), why=f"LUN {lun.name} is deleted", lun=lun.uuid)
+
+
+def refuse_busy(document: Document, lun: Lun) -> None:
+    """One operation at a time on a LUN."""
+    task = document.task_on(lun.uuid)
+    if task is not None:
+        raise AnotherCallInProgress(
+            f"task {task.id} ({task.kind.value}) is under way on LUN {lun.name!r}",
+            remedy=f"wait for it with: blkrecov task wait {task.id}",
+        )
+
+
+def fail_drive(document: Document, name: str) -> Proposal:
+    """A drive taken for failed, with all members on it. Its port fails all I/O from then on."""
+    drive = document.drive(name)
+    if not drive.online:
+        raise InvalidOperation(
+            f"drive {drive.name!r} is {drive.status.value} already", remedy="see: blkrecov drive list"
+        )
+    failed = msgspec.structs.replace(drive, status=DriveStatus.FAILED, reason="failed by blkrecov drive fail")
+    document = document.with_drive(failed)
+    for lun in document.luns:
+        if lun.layout.fault_tolerant:
+            for index, member in enumerate(lun.members):
+                if member.drive == drive.uuid:
+                    document = document.with_lun(
+                        document.lun_of(lun.uuid).with_member(
+                            index, msgspec.structs.replace(member, state=MemberState.FAILED)
+                        )
+                    )
+    return Proposal(document=document, why=f"drive {drive.name} has failed")
+
+
+def remove_drive(document: Document, name: str) -> Proposal:
+    """The array without a drive that nothing lies on."""
+    drive = document.drive(name)
+    users = [lun.name for lun in document.luns if drive.uuid in lun.drives]
+    if users:
+        raise DeviceInUse(
+            f"drive {drive.name!r} serves LUN {', '.join(repr(user) for user in users)}",
+            remedy="recover those LUNs onto other drives, or delete them, first",
+        )
+    return Proposal(document=document.without_drive(drive), why=f"drive {drive.name} is removed")
+
+
+def set_hot_spare(document: Document, name: str, spare: bool) -> Proposal:
+    drive = document.drive(name)
+    word = "is" if spare else "is no longer"
+    return Proposal(
+        document=document.with_drive(msgspec.structs.replace(drive, hot_spare=spare)),
+        why=f"drive {drive.name} {word} a hot spare",
+    )

@@ -1,0 +1,81 @@
+"""Where things are on this machine: nothing in here says what an array is, only where to look for it.
+
+/etc/blkrecov/blkrecov.toml, all of it optional:
+
+    directories = ["/var/lib/blkrecov/drives"]    # where drives are looked for by their labels
+
+The state directory remembers where drives were found last. It may be lost without harm: drives are known by their labels.
+"""
+
+import json
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+from uuid import UUID
+
+from blkrecov.errors import InvalidArgument
+
+CONFIGURATION: Final = Path("/etc/blkrecov/blkrecov.toml")
+STATE: Final = Path("/var/lib/blkrecov")
+DIRECTORIES: Final = (str(STATE / "drives"),)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    state: Path = STATE
+    directories: tuple[str, ...] = DIRECTORIES
+
+    @classmethod
+    def load(cls, configuration: Path = CONFIGURATION) -> Self:
+        """The settings of this machine. $BLKRECOV_STATE and $BLKRECOV_DIRECTORIES (colons between) go before the file.
+
+        Raises: InvalidArgument for a file that cannot be understood.
+        """
+        directories = DIRECTORIES
+        try:
+            found = tomllib.loads(configuration.read_text()).get("directories", list(DIRECTORIES))
+        except FileNotFoundError:
+            found = list(DIRECTORIES)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InvalidArgument(f"{configuration}: {error}", remedy="correct the file") from error
+        if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+            raise InvalidArgument(f"{configuration}: directories is no list of paths", remedy="correct the file")
+        directories = tuple(found)
+        if "BLKRECOV_DIRECTORIES" in os.environ:
+            directories = tuple(item for item in os.environ["BLKRECOV_DIRECTORIES"].split(":") if item)
+        return cls(state=Path(os.environ.get("BLKRECOV_STATE", STATE)), directories=directories)
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What the state directory knows of an array: a hint, except for an array that has no drive to be written on yet."""
+
+    uuid: UUID
+    name: str
+    paths: tuple[str, ...] = ()
+
+
+def remembered(settings: Settings) -> tuple[Remembered, ...]:
+    """Every array that this machine has seen. A damaged file is passed over: it is a hint."""
+    found = []
+    for file in sorted(settings.state.glob("*.json")):
+        try:
+            content = json.loads(file.read_text())
+            found.append(Remembered(UUID(content["uuid"]), str(content["name"]), tuple(map(str, content["paths"]))))
+        except (ValueError, KeyError, TypeError, OSError):
+            continue
+    return tuple(found)
+
+
+def remember(settings: Settings, array: Remembered) -> None:
+    """Write the hint, whole or not at all; not at all when it is what is there already."""
+    if array in remembered(settings):
+        return
+    settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    target = settings.state / f"{array.name}.json"
+    fresh = target.with_suffix(".new")
+    content = {"uuid": str(array.uuid), "name": array.name, "paths": list(array.paths)}
+    fresh.write_text(json.dumps(content, indent=2) + "\n")
+    fresh.replace(target)

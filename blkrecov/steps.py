@@ -1,0 +1,212 @@
+"""What can be done to the kernel and the drives, as values: a plan is a tuple of these.
+
+Each step is one act that can be told to a person (--plan prints `lines()`), carried out (blkrecov.actor) and, where it made
+something, undone. A step holds all that it needs; none looks anything up in the array's document.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+from uuid import UUID
+
+from blkrecov.dm.table import Table
+from blkrecov.model import Document, Extent
+from blkrecov.stack import Device
+from blkrecov.units import Sectors, format_size, in_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AttachLoop:
+    """Put a loop device on a drive's file."""
+
+    drive: str
+    path: str
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"attach {self.path} (drive {self.drive}) to a loop device",)
+
+
+@dataclass(frozen=True, slots=True)
+class DetachLoop:
+    drive: str
+    path: str
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"detach {self.path} (drive {self.drive}) from its loop device",)
+
+
+@dataclass(frozen=True, slots=True)
+class CreateDevice:
+    device: Device
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"create {self.device.name}", *_table_lines(self.device.table))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplaceTable:
+    """Suspend, load, resume. `flush` waits for the I/O under way; without it, a target that holds I/O gives it back."""
+
+    name: str
+    table: Table
+    visible: bool
+    flush: bool = True
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"suspend {self.name}, load this table, resume", *_table_lines(self.table))
+
+
+@dataclass(frozen=True, slots=True)
+class ClearInactive:
+    """Forget a table that was loaded and never made live."""
+
+    name: str
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"clear the inactive table of {self.name}",)
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    name: str
+    visible: bool
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"resume {self.name}",)
+
+
+@dataclass(frozen=True, slots=True)
+class SettleFailures:
+    """Suspend and resume a plex, so that md meets its failed legs and writes them down in the others' superblocks.
+
+    An idle array does not notice a lost leg; on Linux 6.1 one that was loaded without it has not recorded that either. Until
+    it has, the leg would be taken for in sync when it comes back.
+    """
+
+    name: str
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"suspend and resume {self.name}, so that its superblocks record the failed legs",)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveDevice:
+    name: str
+    visible: bool
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"remove {self.name}",)
+
+
+@dataclass(frozen=True, slots=True)
+class RenameDevice:
+    name: str
+    new: str
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"rename {self.name} to {self.new}",)
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroExtent:
+    """Zero a new member's superblock and bitmap, before anything refers to them: what an earlier LUN left there would pass
+    for this one's.
+    """
+
+    port: str
+    extent: Extent
+
+    def lines(self) -> tuple[str, ...]:
+        size = format_size(in_bytes(Sectors(self.extent.length)))
+        return (f"zero {size} at sector {self.extent.start} of {self.port}",)
+
+
+@dataclass(frozen=True, slots=True)
+class ForceResync:
+    """After an unclean stop: set array_resync_offset to 0 in a member's superblock, with no table loaded on it.
+
+    The kernel then resynchronises the regions that the bitmap calls dirty, and only those.
+    """
+
+    port: str
+    sector: int
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"set array_resync_offset to 0 in the superblock at sector {self.sector} of {self.port}",)
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Show a LUN as a SCSI disk."""
+
+    lun: str
+    uuid: UUID
+    node: str
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"export {self.node} as a SCSI disk with unit serial {self.uuid.hex}",)
+
+
+@dataclass(frozen=True, slots=True)
+class Unexport:
+    lun: str
+    uuid: UUID
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"take away the SCSI disk of LUN {self.lun}",)
+
+
+@dataclass(frozen=True, slots=True)
+class Rescan:
+    """Let the SCSI disk learn the LUN's new size."""
+
+    lun: str
+    uuid: UUID
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"rescan the SCSI disk of LUN {self.lun}",)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Ask a plex to check or repair itself."""
+
+    name: str
+    text: str
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"send {self.name} the message {self.text!r}",)
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Write the array's configuration to the drives."""
+
+    document: Document
+    why: str
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"write the array's configuration: {self.why}",)
+
+
+Step: TypeAlias = (
+    AttachLoop
+    | DetachLoop
+    | CreateDevice
+    | ReplaceTable
+    | ClearInactive
+    | Resume
+    | SettleFailures
+    | RemoveDevice
+    | RenameDevice
+    | ZeroExtent
+    | ForceResync
+    | Export
+    | Unexport
+    | Rescan
+    | Message
+    | Store
+)
+
+
+def _table_lines(table: Table) -> tuple[str, ...]:
+    return tuple(f"    {line}" for line in table)

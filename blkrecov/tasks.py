@@ -1,0 +1,143 @@
+"""The task's state machine, and its faces.
+
+A task is a value in the array's document (model.Task); this module says what may happen to it, and how it looks to the three
+specifications, each of which has its own words. No clock, no thread, no device: what the kernel reports arrives as arguments.
+
+Always true: the percentage never falls except to 0 by failure or cancel; it is 100 exactly when the task has completed; a task
+that has ended does not change.
+"""
+
+from collections.abc import Mapping
+from enum import IntEnum, StrEnum
+from typing import Final
+
+import msgspec
+
+from blkrecov.errors import BlkrecovError, Cancelled, CancelTooLate, Code
+from blkrecov.model import Phase, Task, TaskState
+
+# What a running task may show at most: kernel ratios reach their end before the last superblock and the last table change.
+ALMOST: Final = 99
+
+
+class Event(StrEnum):
+    START = "start"
+    SUCCEED = "succeed"
+    FAIL = "fail"
+    CANCEL = "cancel"
+
+
+# A pair that is not listed cannot happen: IllegalTransition is our own mistake.
+NEXT: Final[Mapping[tuple[TaskState, Event], TaskState]] = {
+    (TaskState.QUEUED, Event.START): TaskState.IN_PROGRESS,
+    (TaskState.QUEUED, Event.FAIL): TaskState.FAILED,
+    (TaskState.QUEUED, Event.CANCEL): TaskState.CANCELLED,
+    (TaskState.IN_PROGRESS, Event.SUCCEED): TaskState.COMPLETED,
+    (TaskState.IN_PROGRESS, Event.FAIL): TaskState.FAILED,
+    (TaskState.IN_PROGRESS, Event.CANCEL): TaskState.CANCELLED,
+}
+
+
+class IllegalTransition(AssertionError):
+    """A task was told something that cannot happen in its state."""
+
+
+def _next(task: Task, event: Event) -> TaskState:
+    try:
+        return NEXT[task.state, event]
+    except KeyError:
+        raise IllegalTransition(f"task {task.id} is {task.state.value}: it cannot {event.value}") from None
+
+
+def started(task: Task) -> Task:
+    return msgspec.structs.replace(task, state=_next(task, Event.START))
+
+
+def completed(task: Task, message: str = "") -> Task:
+    return msgspec.structs.replace(
+        task, state=_next(task, Event.SUCCEED), percent=100, code=Code.S_OK.name, message=message, remedy=""
+    )
+
+
+def failed(task: Task, error: BlkrecovError) -> Task:
+    """Percent 0, as IVdsAsync's data model says of a failure (MS-VDS 3.4.1.5)."""
+    return msgspec.structs.replace(
+        task,
+        state=_next(task, Event.FAIL),
+        percent=0,
+        code=error.code.name,
+        message=error.message,
+        remedy=error.remedy,
+    )
+
+
+def cancelled(task: Task) -> Task:
+    """Raises CancelTooLate for a task that has ended; IVdsAsync::Cancel says so without touching it."""
+    if task.state.ended:
+        raise CancelTooLate(f"task {task.id} is {task.state.value} already")
+    error = Cancelled("the task was cancelled")
+    return msgspec.structs.replace(
+        task,
+        state=_next(task, Event.CANCEL),
+        percent=0,
+        code=error.code.name,
+        message=error.message,
+        remedy=error.remedy,
+    )
+
+
+def phase(task: Task) -> Phase | None:
+    """What is being done now; None when nothing is left."""
+    return task.phases[task.done] if task.done < len(task.phases) else None
+
+
+def next_phase(task: Task) -> Task:
+    assert phase(task) is not None, "there is no phase to end"
+    return msgspec.structs.replace(task, done=task.done + 1)
+
+
+def progressed(task: Task, fraction: float) -> Task:
+    """The task with the present phase this far (0 to 1)."""
+    if task.state is not TaskState.IN_PROGRESS or not task.phases:
+        return task
+    whole = (task.done + min(max(fraction, 0.0), 1.0)) / len(task.phases)
+    return msgspec.structs.replace(task, percent=max(task.percent, min(int(whole * 100), ALMOST)))
+
+
+def vds_status(task: Task) -> tuple[Code, int]:
+    """IVdsAsync::QueryStatus: (the operation's result, percent). Pending and cancelled are errors in this family."""
+    match task.state:
+        case TaskState.QUEUED | TaskState.IN_PROGRESS:
+            return Code.VDS_E_OPERATION_PENDING, task.percent
+        case TaskState.COMPLETED:
+            return Code.S_OK, 100
+        case TaskState.CANCELLED:
+            return Code.VDS_E_OPERATION_CANCELED, 0
+        case TaskState.FAILED:
+            return Code[task.code], 0
+
+
+class RequestStatus(IntEnum):
+    """MS-DMRP 2.2.17, REQSTATUS."""
+
+    REQ_UNKNOWN = 0
+    REQ_STARTED = 1
+    REQ_IN_PROGRESS = 2
+    REQ_COMPLETED = 3
+    REQ_ABORTED = 4
+    REQ_FAILED = 5
+
+
+def dmrp_status(task: Task) -> tuple[RequestStatus, int, Code]:
+    """TASK_INFO's status, percentComplete and error."""
+    match task.state:
+        case TaskState.QUEUED:
+            return RequestStatus.REQ_STARTED, 0, Code.S_OK
+        case TaskState.IN_PROGRESS:
+            return RequestStatus.REQ_IN_PROGRESS, task.percent, Code.S_OK
+        case TaskState.COMPLETED:
+            return RequestStatus.REQ_COMPLETED, 100, Code.S_OK
+        case TaskState.CANCELLED:
+            return RequestStatus.REQ_ABORTED, 0, Code[task.code]
+        case TaskState.FAILED:
+            return RequestStatus.REQ_FAILED, 0, Code[task.code]
