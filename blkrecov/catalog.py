@@ -22,7 +22,7 @@ from blkrecov import model
 from blkrecov.drives import label as format_
 from blkrecov.drives.scan import Found, scan
 from blkrecov.drives.store import DriveStore, IoCounter
-from blkrecov.errors import BlkrecovError, InvalidDisk, MetadataCorrupt, MetadataNotWritten
+from blkrecov.errors import BlkrecovError, ConfigurationLimit, InvalidDisk, MetadataCorrupt, MetadataNotWritten
 from blkrecov.model import Document
 from blkrecov.settings import Remembered, Settings, remembered
 
@@ -128,13 +128,13 @@ def _array(uuid: UUID, found: list[Found], refused: Mapping[str, BlkrecovError],
             documents[drive] = document
     newest = max(documents.values(), key=lambda document: document.sequence, default=None)
     if newest is None:
-        error = MetadataCorrupt(f"no copy of the configuration of array {found[0].label.array_name!r} can be read")
+        unreadable = MetadataCorrupt(f"no copy of the configuration of array {found[0].label.array_name!r} can be read")
         return Discovered(
             uuid=uuid,
             name=found[0].label.array_name,
             document=None,
             drives=drives,
-            trouble=(*trouble, error),
+            trouble=(*trouble, unreadable),
             reasons=reasons,
         )
     conflict = [drive for drive, document in documents.items() if not newest.descends_from(document)]
@@ -173,27 +173,32 @@ def carriers(document: Document, available: Iterable[UUID]) -> tuple[UUID, ...]:
     return tuple([*sticky, *(drive for drive in usable if drive not in sticky)][:CARRIERS])
 
 
-def write(document: Document, devices: Mapping[UUID, tuple[str, format_.Label]], counter: IoCounter) -> Document:
-    """Write the next version of a document, and return it. `devices` gives the block device and label of drives.
+def next_version(document: Document, available: Iterable[UUID]) -> Document:
+    """The document as it is to be written next: numbered, named, and told which drives carry it."""
+    return document.after(uuid4().hex[:12], carriers(document, available))
+
+
+def write(version: Document, devices: Mapping[UUID, tuple[str, format_.Label]], counter: IoCounter) -> None:
+    """Write what next_version() made. `devices` gives the block device and label of drives.
 
     Raises: MetadataNotWritten when no drive took it, or fewer than half of those that should: then it may or may not be what
-            the next reader finds. ConfigurationLimit when it does not fit, before anything was written.
+            the next reader finds, so the next version to be written has to descend from it all the same.
+            ConfigurationLimit when it does not fit, before anything was written.
     """
-    chosen = carriers(document, devices)
-    after = document.after(uuid4().hex[:12], chosen)
-    payload = model.encode(after)
+    payload = model.encode(version)
     failures: list[BlkrecovError] = []
-    for drive in chosen:
+    for drive in version.carriers:
         device, label = devices[drive]
         try:
             with DriveStore(device, counter) as store:
-                store.write_slot(label, after.sequence, payload)
+                store.write_slot(label, version.sequence, payload)
+        except ConfigurationLimit:
+            raise
         except BlkrecovError as error:
             failures.append(error)
-    if not chosen or 2 * len(failures) > len(chosen):
+    if not version.carriers or 2 * len(failures) > len(version.carriers):
         said = "; ".join(error.message for error in failures) or "no drive is online"
-        raise MetadataNotWritten(f"the configuration of array {document.name!r} could not be written: {said}")
-    return after
+        raise MetadataNotWritten(f"the configuration of array {version.name!r} could not be written: {said}")
 
 
 def boot_id() -> str:

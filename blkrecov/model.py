@@ -260,6 +260,8 @@ class Task(msgspec.Struct, frozen=True):
     remedy: str = ""
     bytes_kernel: int = 0
     bytes_process: int = 0
+    boot: str = ""
+    """The boot in which its present phase was begun: checks and repairs do not outlive the machine's memory."""
 
 
 class Tombstone(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ from blkrecov.errors import InvalidArgument
 
 CONFIGURATION: Final = Path("/etc/blkrecov/blkrecov.toml")
 STATE: Final = Path("/var/lib/blkrecov")
-DIRECTORIES: Final = (str(STATE / "drives"),)
+DIRECTORIES: Final[tuple[str, ...]] = (str(STATE / "drives"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,6 @@ class Settings:
 
         Raises: InvalidArgument for a file that cannot be understood.
         """
-        directories = DIRECTORIES
         try:
             found = tomllib.loads(configuration.read_text()).get("directories", list(DIRECTORIES))
         except FileNotFoundError:
@@ -42,7 +41,7 @@ class Settings:
             raise InvalidArgument(f"{configuration}: {error}", remedy="correct the file") from error
         if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
             raise InvalidArgument(f"{configuration}: directories is no list of paths", remedy="correct the file")
-        directories = tuple(found)
+        directories: tuple[str, ...] = tuple(found)
         if "BLKRECOV_DIRECTORIES" in os.environ:
             directories = tuple(item for item in os.environ["BLKRECOV_DIRECTORIES"].split(":") if item)
         return cls(state=Path(os.environ.get("BLKRECOV_STATE", STATE)), directories=directories)

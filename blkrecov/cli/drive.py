@@ -1,0 +1,156 @@
+"""blkrecov drive"""
+
+from collections.abc import Sequence
+
+import click
+
+from blkrecov import views
+from blkrecov.cli.common import common, opened, options, say, show_json, show_plan, table
+from blkrecov.engine import Array
+from blkrecov.model import Drive
+from blkrecov.units import format_size, parse_size
+from blkrecov.views import Json
+
+_LETTERS = {"label": "▒", "meta": "m", "data": "█", "free": "·"}
+
+
+@click.group("drive")
+def group() -> None:
+    """Drives: files or block devices that LUNs are made of."""
+
+
+@group.command("add")
+@click.argument("path")
+@click.option("--size", metavar="SIZE", help="Create the file, sparse, with this size (10G).")
+@click.option("--name", metavar="NAME", help="The drive's name (default: the first free of d0, d1, ...).")
+@click.option("--spare", is_flag=True, help="Make it a hot spare: kept free until a member of a LUN is lost.")
+@click.option("--force", is_flag=True, help="Destroy what the file or device holds.")
+@click.option("--plan", is_flag=True, help="Show the steps and take none.")
+@common
+def add(path: str, size: str | None, name: str | None, spare: bool, force: bool, plan: bool) -> None:
+    """Make a drive of PATH: a new file, an existing one, or a block device."""
+    with opened() as array:
+        wanted = parse_size(size) if size else None
+        drive, steps = array.add_drive(path, size=wanted, name=name, spare=spare, force=force, dry=plan)
+        if drive is None:
+            show_plan(steps)
+            return
+        if options().json:
+            show_json(view(array, drive))
+        say(f"drive {drive.name} added: {format_size(drive.size)} at {drive.path}{', a hot spare' if spare else ''}")
+
+
+@group.command("list")
+@common
+def list_() -> None:
+    """Show the drives."""
+    with opened() as array:
+        drives = [view(array, drive) for drive in array.document.drives]
+    if options().json:
+        show_json(drives)
+    else:
+        show_table(drives)
+
+
+@group.command("show")
+@click.argument("name")
+@common
+def show(name: str) -> None:
+    """Show a drive, with a map of what lies on it."""
+    with opened() as array:
+        drive = view(array, array.document.drive(name))
+    if options().json:
+        show_json(drive)
+        return
+    show_table([drive])
+    say(f"  {_map(drive)}")
+    say("  ▒ label and configuration   m superblock and bitmap   █ data   · free")
+    table(
+        [("start", "right"), ("length", "right"), ("role", "left"), ("LUN", "left"), ("status", "left")],
+        [
+            (format_size(row["start"]), format_size(row["length"]), row["role"], row["lun"] or "", row["status"])
+            for row in drive["regions"]
+        ],
+    )
+
+
+@group.command("fail")
+@click.argument("name")
+@click.option("--plan", is_flag=True, help="Show the steps and take none.")
+@common
+def fail(name: str, plan: bool) -> None:
+    """Let a drive fail: from now on all I/O to it ends in an error, and LUNs go on without it."""
+    with opened() as array:
+        if plan:
+            show_plan(array.plan(array.propose_fail(name)))
+            return
+        drive = array.fail_drive(name)
+        if options().json:
+            show_json(view(array, drive))
+        say(f"drive {drive.name} has failed")
+
+
+@group.command("remove")
+@click.argument("name")
+@common
+def remove(name: str) -> None:
+    """Take a drive that serves no LUN out of the array. Its label goes, its file stays."""
+    with opened() as array:
+        before = view(array, array.document.drive(name))
+        array.remove_drive(name)
+    if options().json:
+        show_json(before)
+    say(f"drive {before['name']} removed from the array; {before['path']} is left where it is")
+
+
+@group.command("spare")
+@click.argument("name")
+@click.option("--off", is_flag=True, help="Make it an ordinary drive again.")
+@common
+def spare(name: str, off: bool) -> None:
+    """Make a drive a hot spare."""
+    with opened() as array:
+        drive = array.set_hot_spare(name, not off)
+        if options().json:
+            show_json(view(array, drive))
+        say(f"drive {drive.name} is {'an ordinary drive' if off else 'a hot spare'}")
+
+
+def view(array: Array, drive: Drive) -> Json:
+    return views.drive_view(array.document, drive)
+
+
+def show_table(drives: Sequence[Json]) -> None:
+    table(
+        [
+            ("drive", "left"),
+            ("status", "left"),
+            ("size", "right"),
+            ("free", "right"),
+            ("LUNs", "left"),
+            ("path", "left"),
+        ],
+        [
+            (
+                drive["name"],
+                drive["status"] + (", hot spare" if drive["hot_spare"] else ""),
+                format_size(drive["size"]),
+                format_size(drive["free"]),
+                " ".join(dict.fromkeys(row["lun"] for row in drive["regions"] if row["lun"])),
+                drive["path"] + (f"\n{drive['reason']}" if drive["reason"] else ""),
+            )
+            for drive in drives
+        ],
+    )
+
+
+def _map(drive: Json, width: int = 72) -> str:
+    """The drive as a row of letters; a region is never too small to be seen, unless it has no room at all."""
+    cells = [""] * width
+    for row in drive["regions"]:
+        first = row["start"] * width // drive["size"]
+        last = max(first, (row["start"] + row["length"]) * width // drive["size"] - 1)
+        for cell in range(first, min(last, width - 1) + 1):
+            if not cells[cell] or row["role"] == "data":
+                cells[cell] = _LETTERS[row["role"]]
+    return "".join(cells)

@@ -1,0 +1,183 @@
+"""blkrecov lun"""
+
+from collections.abc import Sequence
+
+import click
+
+from blkrecov.cli.common import common, opened, options, say, show_json, show_plan, table
+from blkrecov.engine import Array
+from blkrecov.errors import InvalidArgument, ObjectNotFound
+from blkrecov.geometry import Request
+from blkrecov.model import Layout, Lun
+from blkrecov.units import format_size, parse_size
+from blkrecov.views import Json
+
+
+@click.group("lun")
+def group() -> None:
+    """LUNs: the disks that the array shows to this machine."""
+
+
+@group.command("create")
+@click.argument("name")
+@click.option("--layout", type=click.Choice([layout.value for layout in Layout]), required=True)
+@click.option("--size", metavar="SIZE", required=True, help="What the host sees (4G).")
+@click.option("--drives", metavar="D0,D1", help="The drives to use, and no others.")
+@click.option(
+    "--members", type=click.IntRange(1), help="How many drives to use (default: the fewest on which it fits)."
+)
+@click.option("--no-export", is_flag=True, help="No SCSI disk: only the /dev/mapper node.")
+@click.option("--plan", is_flag=True, help="Show the steps and take none.")
+@common
+def create(
+    name: str, layout: str, size: str, drives: str | None, members: int | None, no_export: bool, plan: bool
+) -> None:
+    """Make a LUN. It can be used at once; its members are synchronised meanwhile."""
+    named = tuple(word for word in (drives or "").split(",") if word)
+    if members is not None and named and members != len(named):
+        raise InvalidArgument(
+            f"{members} members, but {len(named)} drives are named", remedy="give --members or --drives, not both"
+        )
+    request = Request(
+        name=name,
+        layout=Layout(layout),
+        size=parse_size(size),
+        drives=named,
+        members=members,
+        exported=not no_export,
+    )
+    with opened() as array:
+        proposal = array.propose_lun(request)
+        if plan:
+            show_plan(array.plan(proposal))
+            return
+        lun = array.create_lun(proposal)
+        view = array.lun_json(lun)
+    if options().json:
+        show_json(view)
+    say(f"LUN {lun.name} made: {lun.layout.value}, {format_size(lun.bytes)}, {view['device'] or view['node']}")
+
+
+@group.command("list")
+@common
+def list_() -> None:
+    """Show the LUNs."""
+    with opened() as array:
+        luns = [array.lun_json(lun) for lun in array.document.luns]
+    if options().json:
+        show_json(luns)
+    else:
+        show_table(luns)
+
+
+@group.command("show")
+@click.argument("name", required=False)
+@common
+def show(name: str | None) -> None:
+    """Show a LUN; the name may be left out where there is only one."""
+    with opened() as array:
+        view = array.lun_json(_only(array, name))
+    if options().json:
+        show_json(view)
+        return
+    show_table([view])
+    page83 = view["page83"]
+    say(f"  node             {view['node']}")
+    said = "agreed by configuration, sysfs and udev" if page83["verified"] else "not verified"
+    say(f"  page 83          naa.{page83['naa']} ({said})")
+    say(f"  fault tolerance  {view['fault_tolerance']} more members may be lost")
+    for mount in view["mounts"]:
+        say(f"  mounted          {mount['path']} ({mount['fstype']})")
+    table(
+        [("member", "right"), ("drive", "left"), ("state", "left"), ("size", "right")],
+        [
+            (str(member["index"]), member["drive"], member["state"], format_size(member["size"]))
+            for member in view["members"]
+        ],
+    )
+
+
+def _only(array: Array, name: str | None) -> Lun:
+    if name is not None:
+        return array.document.lun(name)
+    luns = array.document.luns
+    if not luns:
+        raise ObjectNotFound(
+            f"array {array.document.name!r} has no LUN",
+            remedy="make one with: blkrecov lun create NAME --layout L --size S",
+        )
+    if len(luns) > 1:
+        names = ", ".join(lun.name for lun in luns)
+        raise InvalidArgument(f"there are several LUNs: {names}", remedy="say which: blkrecov lun show NAME")
+    return luns[0]
+
+
+@group.command("extend")
+@click.argument("name")
+@click.option("--size", metavar="SIZE", required=True, help="The new size, not the difference.")
+@click.option("--plan", is_flag=True, help="Show the steps and take none.")
+@common
+def extend(name: str, size: str, plan: bool) -> None:
+    """Make a LUN larger, while it is used."""
+    with opened() as array:
+        proposal = array.propose_extend(name, parse_size(size))
+        if plan:
+            show_plan(array.plan(proposal))
+            return
+        array.carry_out(proposal)
+        lun = array.document.lun(name)
+        view = array.lun_json(lun)
+    if options().json:
+        show_json(view)
+    say(
+        f"LUN {lun.name} has {format_size(lun.bytes)} now; grow what is on it, for example: resize2fs {view['device'] or ''}"
+    )
+
+
+@group.command("delete")
+@click.argument("name")
+@click.option("--plan", is_flag=True, help="Show the steps and take none.")
+@common
+def delete(name: str, plan: bool) -> None:
+    """Delete a LUN with all that is on it. Refused while anything uses it."""
+    with opened() as array:
+        proposal = array.propose_delete(name)
+        if plan:
+            show_plan(array.plan(proposal))
+            return
+        view = array.lun_json(array.document.lun(name))
+        array.carry_out(proposal)
+    if options().json:
+        show_json(view)
+    say(f"LUN {view['name']} deleted")
+
+
+def show_table(luns: Sequence[Json]) -> None:
+    table(
+        [
+            ("LUN", "left"),
+            ("layout", "left"),
+            ("size", "right"),
+            ("status", "left"),
+            ("health", "left"),
+            ("device", "left"),
+            ("drives", "left"),
+        ],
+        [
+            (
+                lun["name"],
+                lun["layout"],
+                format_size(lun["size"]),
+                lun["status"],
+                lun["health"] + _sync(lun),
+                lun["device"] or lun["node"],
+                " ".join(member["drive"] for member in lun["members"]),
+            )
+            for lun in luns
+        ],
+    )
+
+
+def _sync(lun: Json) -> str:
+    sync = lun["sync"]
+    return f" ({sync['action']} {100 * sync['done'] // sync['total']} %)" if sync and sync["total"] else ""

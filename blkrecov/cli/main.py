@@ -1,0 +1,89 @@
+"""blkrecov: the program."""
+
+import errno
+import logging
+import os
+import sys
+
+import click
+
+from blkrecov.cli import array, drive, lun, operations, page83, task
+from blkrecov.cli.common import Options, common, tell_error, tell_usage
+from blkrecov.errors import BlkrecovError, Code
+
+
+class OutOfResources(BlkrecovError):
+    """Memory, or what the kernel has a limited number of."""
+
+    code = Code.E_OUTOFMEMORY
+    default_remedy = "free memory, or raise the limit, and try again"
+
+
+class Unexpected(BlkrecovError):
+    """What nobody thought of. Its traceback is shown with --verbose."""
+
+    code = Code.E_UNEXPECTED
+    default_remedy = "run it again with --verbose and report what it says"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="blkrecov", message="%(prog)s %(version)s")
+@common
+def cli() -> None:
+    """A software disk array: LUNs made of drives by the kernel's device-mapper, each a SCSI disk with an identity of its own."""
+
+
+cli.add_command(array.group)
+cli.add_command(drive.group)
+cli.add_command(lun.group)
+cli.add_command(task.group)
+cli.add_command(page83.group)
+for command in operations.COMMANDS:
+    cli.add_command(command)
+
+
+def main() -> None:
+    """The entry point: every ending has an exit status, and every error its words."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    options = Options(json="--json" in sys.argv[1:])
+    sys.exit(run(options))
+
+
+def run(options: Options) -> int:
+    try:
+        cli.main(prog_name="blkrecov", standalone_mode=False, obj=options)
+    except BlkrecovError as error:
+        tell_error(error, as_json=options.json)
+        return 1
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.UsageError as error:
+        where = f"{error.ctx.command_path}: " if error.ctx else ""
+        tell_usage(f"{where.removeprefix('blkrecov ')}{error.format_message()} (see --help)", as_json=options.json)
+        return 2
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return 130
+    except BrokenPipeError:
+        # Whoever read us has what it wanted; the interpreter must not complain about its last flush either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        tell_error(OutOfResources("there is not enough memory"), as_json=options.json)
+        return 1
+    except Exception as error:
+        if options.verbose:
+            raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.ENFILE, errno.EMFILE):
+            tell_error(OutOfResources(str(error)), as_json=options.json)
+        else:
+            tell_error(Unexpected(f"{type(error).__name__}: {error}"), as_json=options.json)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    main()

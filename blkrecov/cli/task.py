@@ -1,0 +1,200 @@
+"""blkrecov task, and how a task's progress is shown."""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+
+from blkrecov import views
+from blkrecov.cli.common import common, console, opened, options, say, show_json, table
+from blkrecov.engine import Array, Progress
+from blkrecov.errors import BlkrecovError, Code
+from blkrecov.model import Task, TaskState
+from blkrecov.units import format_size
+
+WINDOW_S = 3.0
+
+
+class TaskEnded(BlkrecovError):
+    """A task ended badly: its own code, message and remedy."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task.message, remedy=task.remedy)
+        # Callers match codes, and this error has its task's.
+        self.__class__ = type("TaskEnded", (TaskEnded,), {"code": Code[task.code]})
+
+
+@click.group("task")
+def group() -> None:
+    """Tasks: operations that take their time."""
+
+
+@group.command("list")
+@common
+def list_() -> None:
+    """Show the tasks that are under way, and the last that have ended."""
+    with opened() as array:
+        found = [views.task_view(array.progress(item.id).task) for item in array.document.tasks]
+    if options().json:
+        show_json(found)
+        return
+    table(
+        [
+            ("task", "right"),
+            ("kind", "left"),
+            ("objects", "left"),
+            ("state", "left"),
+            ("percent", "right"),
+            ("result", "left"),
+        ],
+        [
+            (
+                str(item["id"]),
+                item["kind"],
+                " ".join(item["objects"]),
+                item["state"],
+                f"{item['percent']} %",
+                item["message"] or item["code"],
+            )
+            for item in found
+        ],
+    )
+
+
+@group.command("show")
+@click.argument("number", metavar="ID", type=int)
+@common
+def show(number: int) -> None:
+    """Show a task."""
+    with opened() as array:
+        task = array.progress(number).task
+    tell(task)
+
+
+@group.command("wait")
+@click.argument("number", metavar="ID", type=int)
+@click.option("--timeout", type=float, metavar="S", help="Stop waiting after so many seconds; the task goes on.")
+@common
+def wait(number: int, timeout: float | None) -> None:
+    """Wait until a task has ended. The exit status is the task's."""
+    with opened() as array:
+        tell(follow(array, number, timeout))
+
+
+@group.command("cancel")
+@click.argument("number", metavar="ID", type=int)
+@common
+def cancel(number: int) -> None:
+    """Stop a task."""
+    with opened() as array:
+        task = array.cancel(number)
+    if options().json:
+        show_json(views.task_view(task))
+    say(f"task {task.id} is cancelled")
+
+
+def tell(task: Task) -> None:
+    """Print a task. Raises TaskEnded for one that failed or was cancelled, so that the exit status says so."""
+    view = views.task_view(task)
+    if options().json:
+        show_json(view)
+    else:
+        moved = view["bytes"]
+        say(
+            f"task {task.id}: {task.kind.value} of {' '.join(task.objects)}: {task.state.value.replace('_', ' ')}, "
+            f"{task.percent} %{', ' + task.message if task.message else ''}"
+        )
+        if task.state.ended:
+            say(f"  the kernel moved {format_size(moved['kernel'])}, this program {format_size(moved['process'])}")
+    if task.state in (TaskState.FAILED, TaskState.CANCELLED):
+        raise TaskEnded(task)
+
+
+def follow(array: Array, number: int, timeout_s: float | None = None) -> Task:
+    """Wait for a task, showing its progress to people. Ctrl-C ends the showing, not the task."""
+    if options().json:
+        return array.wait(number, timeout_s=timeout_s)
+    try:
+        with _shown() as on_progress:
+            return array.wait(number, on_progress=on_progress, timeout_s=timeout_s)
+    except KeyboardInterrupt:
+        click.echo(f"\nthe task goes on; wait for it with: blkrecov task wait {number}", err=True)
+        raise
+
+
+class Rate:
+    """Bytes per second over a short window, and the time left at that rate."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def note(self, now_s: float, done: int) -> None:
+        if self._seen and done < self._seen[-1][1]:
+            self._seen.clear()  # Another phase.
+        self._seen.append((now_s, done))
+        while now_s - self._seen[0][0] > WINDOW_S and len(self._seen) > 2:
+            self._seen.popleft()
+
+    def per_second(self) -> float | None:
+        """None while nothing can be said."""
+        (first_s, first), (last_s, last) = self._seen[0], self._seen[-1]
+        return (last - first) / (last_s - first_s) if last_s > first_s and last > first else None
+
+    def words(self, done: int, total: int) -> str:
+        rate = self.per_second()
+        if rate is None:
+            return "time left unknown"
+        return f"{format_size(int(rate))}/s, {max(0, total - done) / rate:.0f} s left"
+
+
+@contextmanager
+def _shown() -> Iterator[Callable[[Progress], None]]:
+    """A bar on a terminal; elsewhere a line now and then."""
+    rate = Rate()
+    if not sys.stderr.isatty():
+        last = -10
+
+        def line(progress: Progress) -> None:
+            nonlocal last
+            if progress.phase is None:
+                return
+            rate.note(time.monotonic(), progress.done)
+            percent = progress.task.percent
+            if percent >= last + 10:
+                last = percent
+                amount = f"{format_size(progress.done)} of {format_size(progress.total)}"
+                words = rate.words(progress.done, progress.total)
+                click.echo(f"  {progress.phase.value} {percent:3d} %  {amount}, {words}", err=True)
+
+        yield line
+        return
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description:8}"),
+        BarColumn(40),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[words]}"),
+    )
+    with Bar(*columns, console=console(stderr=True)) as bar:
+        row = bar.add_task("", total=100, words="")
+
+        def draw(progress: Progress) -> None:
+            if progress.phase is None:
+                finished = progress.task.state is TaskState.COMPLETED
+                bar.update(row, completed=100 if finished else None, words=progress.task.state.value.replace("_", " "))
+                return
+            rate.note(time.monotonic(), progress.done)
+            bar.update(
+                row,
+                description=progress.phase.value,
+                completed=progress.task.percent,
+                words=f"{format_size(progress.done)} of {format_size(progress.total)}, "
+                + rate.words(progress.done, progress.total),
+            )
+
+        yield draw

@@ -1,0 +1,826 @@
+"""The live array: observes, plans, acts; owns the document and its tasks.
+
+Every change goes one way (`carry_out`): an operation proposes a document; what the proposal needs is prepared on free space;
+the document is written to the drives; the kernel is made to agree (blkrecov.converge). When a step is refused, the steps before
+it are taken back and the old document is written again. When the process dies instead, the next one to open the array
+converges, and finds just the steps that are missing.
+
+Embedded in the command line, an array is opened under a lock that one process of the machine holds at a time; it is let go
+while a task is waited for, since the kernel works by itself. A daemon would hold it for as long as it runs.
+"""
+
+import dataclasses
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+from uuid import UUID, uuid4
+
+import msgspec
+
+from blkrecov import actor, catalog, observer, provision, recover, scrub, tasks, views
+from blkrecov.actor import Actor
+from blkrecov.catalog import Discovered
+from blkrecov.converge import Group, converge, converge_ports, take_note
+from blkrecov.dm import names
+from blkrecov.dm.control import Control
+from blkrecov.dm.events import EventWatcher
+from blkrecov.dm.names import NameKind, check_name
+from blkrecov.dm.status import LegHealth, SyncAction
+from blkrecov.drives import loop, probe, store
+from blkrecov.drives.label import Label
+from blkrecov.drives.store import DriveStore, IoCounter
+from blkrecov.errors import (
+    AccessDenied,
+    BlkrecovError,
+    DeviceInUse,
+    DriveNotOnline,
+    IdentityMismatch,
+    InvalidArgument,
+    ObjectExists,
+    ObjectFailed,
+    ObjectNotFound,
+    PathNotFound,
+    TimedOut,
+)
+from blkrecov.geometry import Request
+from blkrecov.holders import holders
+from blkrecov.model import Document, Drive, DriveStatus, Lun, MemberState, Phase, Task, TaskKind, TaskState
+from blkrecov.observed import Observed
+from blkrecov.page83 import identity, sysfs, udev
+from blkrecov.page83.export import Exporter
+from blkrecov.page83.identity import Witness, naa_of_serial, serial_of
+from blkrecov.proposal import Proposal
+from blkrecov.settings import Remembered, Settings, remember
+from blkrecov.stack import node
+from blkrecov.steps import DetachLoop, Step, Store
+from blkrecov.units import Bytes, Sectors, in_bytes, sectors
+
+log = logging.getLogger(__name__)
+
+LOCK_PATIENCE_S: Final = 60.0
+TICK_S: Final = 0.25
+EVENT_PATIENCE_S: Final = 5.0
+Ids = Iterator[UUID]
+
+
+def _ids() -> Ids:
+    while True:
+        yield uuid4()
+
+
+class Lock:
+    """One process of the machine works on arrays at a time. Let go by the kernel when the process dies."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._path = settings.state / "lock"
+        self._descriptor = -1
+
+    def take(self, patience_s: float = LOCK_PATIENCE_S) -> None:
+        """Raises: DeviceInUse naming the process that has it, when it does not let go in time."""
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+                    os.close(descriptor)
+                    raise DeviceInUse(
+                        f"process {holder} is working on the arrays of this machine, for {patience_s:g} s by now",
+                        remedy="wait until it has ended",
+                    ) from None
+            time.sleep(0.02)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+@contextmanager
+def locked(settings: Settings) -> Iterator[Lock]:
+    if os.geteuid() != 0:
+        raise AccessDenied("device-mapper, loop devices and LIO are root's")
+    lock = Lock(settings)
+    lock.take()
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def create_array(settings: Settings, name: str) -> Remembered:
+    """A new array without drives. It is written onto the first drive that is added.
+
+    Raises: InvalidArgument, ObjectExists.
+    """
+    check_name(NameKind.ARRAY, name)
+    with locked(settings):
+        if any(array.name == name for array in catalog.discover(settings, IoCounter())):
+            raise ObjectExists(f"there is an array {name!r} already")
+        array = Remembered(uuid4(), name)
+        remember(settings, array)
+        return array
+
+
+def list_arrays(settings: Settings) -> tuple[Discovered, ...]:
+    with locked(settings):
+        return catalog.discover(settings, IoCounter())
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a task is, at one moment."""
+
+    task: Task
+    phase: Phase | None
+    fraction: float
+    done: Bytes
+    total: Bytes
+
+
+class Array:
+    """An open array, brought up. Made by Array.opened()."""
+
+    def __init__(self, settings: Settings, found: Discovered, lock: Lock, resources: ExitStack) -> None:
+        if found.trouble:
+            raise found.trouble[0]
+        assert found.document is not None, "an array without trouble has a document"
+        self.counter: Final = IoCounter()
+        self._settings = settings
+        self._lock = lock
+        self._control = resources.enter_context(Control())
+        self._exporter = Exporter()
+        self._actor = Actor(self._control, self._exporter, self.counter)
+        self._counted = 0
+        self.document: Document = found.document
+        self.labels: dict[UUID, Label] = {uuid: item.label for uuid, item in found.drives.items()}
+        self._found = found
+        self._backings: dict[UUID, str] = {}
+        self._unsaved = False
+        self.trouble: dict[UUID, BlkrecovError] = {}
+        """LUNs that could not be brought up, and why."""
+        self.observed = Observed()
+
+    @classmethod
+    @contextmanager
+    def opened(cls, settings: Settings, name: str | None = None) -> Iterator[Self]:
+        """Find the array (the only one, if no name is given), bring up what of it is down, and hold it.
+
+        Raises: AccessDenied, ObjectNotFound, InvalidArgument when several arrays could be meant, DeviceInUse,
+                MetadataCorrupt and InvalidDisk for configurations that cannot be told.
+        """
+        with locked(settings) as lock, ExitStack() as resources:
+            found = _choose(catalog.discover(settings, IoCounter()), name)
+            array = cls(settings, found, lock, resources)
+            array.assemble()
+            yield array
+
+    # Bringing up.
+
+    def assemble(self) -> None:
+        """Make the kernel's devices what the document says; for all LUNs that can be, whatever the others do."""
+        self._attach()
+        self.observe()
+        if self.document.drives:
+            self._act_on(converge_ports(self.document, self.observed))
+        self.observe()
+        unclean = bool(self.document.running)
+        noted = take_note(self.document, self.observed, unclean=unclean)
+        boot = catalog.boot_id()
+        if noted.luns and noted.running != boot:
+            noted = msgspec.structs.replace(noted, running=boot)
+        if noted != self.document or self._stale_carriers():
+            self.store(noted)
+        self._run(converge(self.document, self.observed, unclean=unclean), wanted=None)
+        self._remember()
+        for task in self.document.tasks:
+            if not task.state.ended:
+                self._take_up(task)
+
+    def _attach(self) -> None:
+        """Find each drive's block device, attaching files to loop devices; note which drives are away, and which are back."""
+        for drive in self.document.drives:
+            found = self._found.drives.get(drive.uuid)
+            reason = self._found.reasons.get(drive.uuid, f"not found, last seen at {drive.path}")
+            if found is None or drive.uuid in self._found.reasons:
+                if drive.online:
+                    self._set_status(drive, DriveStatus.REMOVED, reason)
+                continue
+            if drive.status is DriveStatus.REMOVED:
+                drive = self._set_status(drive, DriveStatus.ONLINE, "")
+            if not drive.online:
+                continue
+            device = found.device
+            try:
+                if device is None:
+                    device = loop.attach(found.path).path
+            except BlkrecovError as error:
+                self._set_status(drive, DriveStatus.REMOVED, error.message)
+                continue
+            self._backings[drive.uuid] = device
+            self.document = catalog.with_place(self.document, drive.uuid, found.path)
+
+    def _set_status(self, drive: Drive, status: DriveStatus, reason: str) -> Drive:
+        changed = msgspec.structs.replace(drive, status=status, reason=reason)
+        self.document = self.document.with_drive(changed)
+        self._unsaved = True
+        return changed
+
+    def _stale_carriers(self) -> bool:
+        """Whether the document has to be written although nothing in it was decided anew."""
+        wanted = catalog.carriers(self.document, self._backings)
+        return bool(self.document.drives) and (self._unsaved or set(wanted) != set(self.document.carriers))
+
+    def observe(self) -> Observed:
+        self.observed = observer.observe(self._control, self._exporter, self.document, self._backings, self.counter)
+        return self.observed
+
+    def _look(self) -> None:
+        """Observe the kernel's devices anew, and nothing that would have to be read from a drive."""
+        live = observer.devices(self._control, self.document.name)
+        self.observed = dataclasses.replace(self.observed, devices=live)
+
+    def reload(self) -> None:
+        """After the lock was let go: whatever another process has changed meanwhile."""
+        found = _choose(catalog.discover(self._settings, self.counter), str(self.document.array))
+        if found.document is None or found.trouble:
+            raise found.trouble[0] if found.trouble else ObjectNotFound("the array is gone")
+        self._found, self.document = found, found.document
+        self.labels = {uuid: item.label for uuid, item in found.drives.items()}
+        self._backings = {
+            uuid: item.device
+            for uuid, item in found.drives.items()
+            if item.device is not None and any(drive.uuid == uuid and drive.online for drive in self.document.drives)
+        }
+        self.observe()
+
+    def store(self, document: Document) -> None:
+        """Write a document to the drives and make it this array's. An array without drives has it in memory only."""
+        if document.drives:
+            devices = {uuid: (device, self.labels[uuid]) for uuid, device in self._backings.items()}
+            document = catalog.next_version(document, devices)
+            # Some drives may have it even if the write fails, so what is written next descends from it.
+            self.document = _descending(self.document, document)
+            catalog.write(document, devices, self.counter)
+        self.document = document
+        self._unsaved = False
+
+    def _remember(self) -> None:
+        paths = tuple(drive.path for drive in self.document.drives)
+        remember(self._settings, Remembered(self.document.array, self.document.name, paths))
+
+    # The one way of a change.
+
+    def plan(self, proposal: Proposal) -> tuple[Step, ...]:
+        """The steps that carry_out() would take."""
+        groups = converge(proposal.document, self.observe())
+        return (
+            *proposal.prepare,
+            Store(proposal.document, proposal.why),
+            *(step for group in groups for step in group.steps),
+            *proposal.then,
+        )
+
+    def carry_out(self, proposal: Proposal) -> None:
+        """Make a proposal true, or leave everything as it was."""
+        log.info("%s", proposal.why)
+        before = self.document
+        with ExitStack() as undo:
+            self._act_on(proposal.prepare, undo)
+            # Should this fail halfway, some drives may have the new document: so the old one is written again as well.
+            undo.callback(self._go_back, before)
+            document = proposal.document
+            if document.luns and not document.running:
+                document = msgspec.structs.replace(document, running=catalog.boot_id())
+            self.store(document)
+            self._run(converge(self.document, self.observe()), wanted=proposal.lun, undo=undo)
+            self._act_on(proposal.then, undo)
+            undo.pop_all()
+        self.observe()
+
+    def _go_back(self, before: Document) -> None:
+        self.store(_descending(before, self.document))
+        self._run(converge(self.document, self.observe()), wanted=None)
+
+    def _run(self, groups: tuple[Group, ...], *, wanted: UUID | None, undo: ExitStack | None = None) -> None:
+        """Carry out groups. One LUN's failure does not stop the others, unless it is the LUN that this is about."""
+        stop = undo is not None
+        for group in groups:
+            try:
+                self._act_on(group.steps, undo)
+            except BlkrecovError as error:
+                if stop and group.lun in (None, wanted):
+                    raise
+                if group.lun is None:
+                    log.warning("%s", error.message)
+                    continue
+                self.trouble[group.lun] = error
+                log.warning("LUN %s: %s", self.document.lun_of(group.lun).name, error.message)
+        self.observe()
+
+    def _act_on(self, steps: tuple[Step, ...], undo: ExitStack | None = None) -> None:
+        for step in steps:
+            log.debug("%s", step.lines()[0])
+            back = self._actor.act(step)
+            if back is not None and undo is not None:
+                undo.callback(back)
+
+    # Drives.
+
+    def add_drive(
+        self, path: str, *, size: Bytes | None, name: str | None, spare: bool, force: bool, dry: bool = False
+    ) -> tuple[Drive | None, tuple[str, ...]]:
+        """Make a drive of a new file (with a size), an existing file, or a block device: (drive, what would be done).
+
+        Raises: what probe.refuse_if_unfit() does, ObjectExists, InvalidArgument for sizes, NotEnoughSpace.
+        """
+        name = name or _free_name(self.document)
+        check_name(NameKind.DRIVE, name)
+        if any(drive.name == name for drive in self.document.drives):
+            raise ObjectExists(f"array {self.document.name!r} has a drive {name!r} already")
+        path = str(Path(path).absolute())
+        is_new = not os.path.lexists(path)
+        if is_new and size is None:
+            raise PathNotFound(f"{path} does not exist", remedy="give --size to have it created")
+        if not is_new:
+            size = self._fit(path, size, force=force)
+        assert size is not None
+        label = Label.new(
+            size=size,
+            drive_uuid=uuid4(),
+            array_uuid=self.document.array,
+            drive_name=name,
+            array_name=self.document.name,
+            created_s=int(time.time()),
+        )
+        drive = Drive(
+            uuid=label.drive_uuid,
+            name=name,
+            path=path,
+            size=size,
+            data_start=sectors(label.layout.data_start),
+            data_length=sectors(label.layout.data_length),
+            hot_spare=spare,
+        )
+        proposal = Proposal(document=self.document.with_drive(drive), why=f"drive {name} is added")
+        if dry:
+            lines = [f"create {path}"] if is_new else []
+            lines += [f"write a label to {path}", f"attach {path} to a loop device"]
+            return None, (*lines, *(line for step in self.plan(proposal) for line in step.lines()))
+        with ExitStack() as undo:
+            if is_new:
+                created = store.create_file(path, size)
+                undo.callback(store.remove_file, path, created)
+            store.format_drive(path, label, self.counter)
+            undo.callback(self._wipe, path, label)
+            device = path
+            if not _is_block(path):
+                attached = loop.attach(path)
+                undo.callback(loop.detach, attached)
+                device = attached.path
+            self._backings[drive.uuid], self.labels[drive.uuid] = device, label
+            undo.callback(self._backings.pop, drive.uuid)
+            self.carry_out(proposal)
+            undo.pop_all()
+        self._remember()
+        return drive, ()
+
+    def _fit(self, path: str, size: Bytes | None, *, force: bool) -> Bytes:
+        """The size of something that exists and may become a drive."""
+        contents = probe.inspect(path)
+        real = Path(path).resolve()
+        if real.name.startswith("dm-") or any(
+            f"/dev/{real.name}" == export.disk for export in self.observed.exports.values()
+        ):
+            raise InvalidArgument(f"{path} stands on drives itself", remedy="give a file, a disk or a partition")
+        probe.refuse_if_unfit(contents, force=force)
+        if size is not None and size != contents.size:
+            raise ObjectExists(
+                f"{path} exists already, with {contents.size} bytes", remedy="leave --size out, or give another path"
+            )
+        if contents.size % 4096:
+            raise InvalidArgument(
+                f"{path} has {contents.size} bytes, no multiple of 4096", remedy=f"truncate --size=%4096 {path}"
+            )
+        return contents.size
+
+    def _wipe(self, path: str, label: Label) -> None:
+        with suppress(BlkrecovError), DriveStore(path, self.counter) as drive:
+            drive.wipe(label.layout)
+
+    def propose_fail(self, name: str) -> Proposal:
+        return provision.fail_drive(self.document, name)
+
+    def fail_drive(self, name: str) -> Drive:
+        """Take a drive for failed: all I/O to it fails from now on, and LUNs do without it."""
+        proposal = self.propose_fail(name)
+        uuid = self.document.drive(name).uuid
+        self._backings.pop(uuid, None)
+        self.carry_out(proposal)
+        return self.document.drive_of(uuid)
+
+    def remove_drive(self, name: str) -> None:
+        """Take an unused drive out of the array: its label goes, its file stays."""
+        drive = self.document.drive(name)
+        proposal = provision.remove_drive(self.document, name)
+        device = self._backings.pop(drive.uuid, None)
+        label = self.labels.get(drive.uuid)
+        self.carry_out(proposal)
+        found = self._found.drives.get(drive.uuid)
+        device = device or (found.device if found else None)
+        if device is not None and not _is_block(drive.path):
+            self._actor.act(DetachLoop(drive.name, drive.path))
+        if label is not None and drive.online:
+            udev.settle(EVENT_PATIENCE_S)
+            self._wipe(drive.path, label)
+        self._remember()
+
+    def set_hot_spare(self, name: str, spare: bool) -> Drive:
+        self.carry_out(provision.set_hot_spare(self.document, name, spare))
+        return self.document.drive(name)
+
+    # LUNs.
+
+    def propose_lun(self, request: Request) -> Proposal:
+        return provision.create(self.document, request, _ids())
+
+    def create_lun(self, proposal: Proposal) -> Lun:
+        self.carry_out(proposal)
+        assert proposal.lun is not None
+        return self.document.lun_of(proposal.lun)
+
+    def propose_extend(self, name: str, size: Bytes) -> Proposal:
+        lun = self.document.lun(name)
+        self.refuse_failed(lun)
+        self.verify(lun)
+        return provision.extend(self.document, lun, size, _ids())
+
+    def propose_delete(self, name: str) -> Proposal:
+        lun = self.document.lun(name)
+        return provision.delete(self.document, lun, self.holders(lun))
+
+    def holders(self, lun: Lun) -> tuple[str, ...]:
+        """Who has the LUN open, seen from outside: not the export that is ours."""
+        exported = self.observed.exports.get(lun.uuid)
+        if exported is not None:
+            return holders(exported.disk)
+        live = self.observed.devices.get(names.dm_uuid(lun.uuid, "lun"))
+        return holders(f"/dev/dm-{live.number.partition(':')[2]}") if live else ()
+
+    def refuse_failed(self, lun: Lun) -> None:
+        status, _health = views.state_of(self.document, self.observed, lun)
+        if status.value == "failed":
+            raise ObjectFailed(f"LUN {lun.name!r} has failed: it has lost more than its layout can do without")
+
+    # Identity.
+
+    def witnesses(self, lun: Lun) -> tuple[Witness, ...]:
+        recorded = Witness("metadata", naa_of_serial(serial_of(lun.uuid)), f"unit serial {serial_of(lun.uuid)}")
+        exported = self.observed.exports.get(lun.uuid)
+        if exported is None:
+            return (recorded,)
+        return recorded, sysfs.witness(exported.disk), udev.witness(exported.disk)
+
+    def verify(self, lun: Lun) -> bool:
+        """The page-83 gate: whether identity was verified. False for a LUN without SCSI disk, which has no page to show.
+
+        Raises: IdentityMismatch, naming all parties.
+        """
+        exported = self.observed.exports.get(lun.uuid)
+        self._verify_drives(lun)
+        if exported is None:
+            return False
+        verified = identity.verify(f"LUN {lun.name}", self.witnesses(lun))
+        claims = {
+            disk.disk: disk.naa for disk in sysfs.scsi_disks() if disk.naa is not None and disk.naa == verified.naa
+        }
+        identity.refuse_duplicates(claims)
+        return True
+
+    def _verify_drives(self, lun: Lun) -> None:
+        """A loop-backed drive's witnesses: the label on the medium, the file that the loop device has, our record."""
+        for member in lun.members:
+            device = self._backings.get(member.drive)
+            if device is None:
+                continue
+            drive = self.document.drive_of(member.drive)
+            with DriveStore(device, self.counter, writable=False) as medium:
+                label = medium.read_label().label
+            if (label.drive_uuid, label.array_uuid) != (drive.uuid, self.document.array):
+                raise IdentityMismatch(
+                    f"drive {drive.name!r} ({device}) is not itself: its label says drive {label.drive_uuid} "
+                    f"of array {label.array_uuid}, the configuration says {drive.uuid} of {self.document.array}"
+                )
+
+    # Long operations.
+
+    def propose_recover(self, name: str, spare: str | None) -> tuple[Proposal, Task]:
+        lun = self.document.lun(name)
+        drive = self.document.drive(spare) if spare else None
+        proposal = recover.propose(self.document, lun, self.observed.raid(lun), drive, _ids())
+        self.verify(lun)
+        return proposal
+
+    def propose_scrub(self, name: str, *, repair: bool) -> tuple[Proposal, Task]:
+        lun = self.document.lun(name)
+        proposal = scrub.propose(self.document, lun, self.observed.raid(lun), repair=repair)
+        self.verify(lun)
+        return proposal
+
+    def start(self, proposal: Proposal, task: Task) -> Task:
+        """Start a task's work in the kernel. It goes on without us."""
+        self.carry_out(proposal)
+        self._account(self.document.task(task.id))
+        return self.document.task(task.id)
+
+    def progress(self, number: int) -> Progress:
+        """How far a task is, from the kernel's own counters. Reads no drive and writes nothing."""
+        task = self.document.task(number)
+        phase = tasks.phase(task)
+        if task.state.ended or phase is None:
+            return Progress(task, None, 1.0 if task.state is TaskState.COMPLETED else 0.0, Bytes(0), Bytes(0))
+        lun = self.document.lun_of(task.lun)
+        self._look()
+        raid = self.observed.raid(lun)
+        if raid is None:
+            return Progress(task, phase, 0.0, Bytes(0), Bytes(0))
+        fraction = raid.done / raid.total if raid.total else 0.0
+        done, total = in_bytes(raid.done), in_bytes(raid.total)
+        written = self._written(lun)
+        if phase is Phase.REBUILD and written is not None:
+            # The kernel's ratio moves in sixteen steps (drivers/md/md.c, md_do_sync()); the substitute's own counter moves.
+            total = in_bytes(Sectors(sum(member.length for member in lun.members if _rebuilding(member.state))))
+            done = Bytes(min(written, total))
+            fraction = done / total
+        task = tasks.progressed(task, min(fraction, 0.999))
+        return Progress(task, phase, min(fraction, 0.999), done, total)
+
+    def _written(self, lun: Lun) -> Bytes | None:
+        """Bytes written to the members that are being regenerated; None when there are none."""
+        numbers = [
+            self.observed.devices[uuid].number
+            for member in lun.members
+            if _rebuilding(member.state) and (uuid := names.dm_uuid(member.uuid, "rimage")) in self.observed.devices
+        ]
+        if not numbers:
+            return None
+        return in_bytes(Sectors(sum(actor.sectors_written(number) for number in numbers)))
+
+    def advance(self, number: int) -> Task:
+        """Look at a task's work in the kernel, and do what is due: note an end, begin the next phase, finish the task."""
+        task = self.document.task(number)
+        while not task.state.ended:
+            self.observe()
+            following = self._step(task)
+            if following == task:
+                break
+            task = following
+        return task
+
+    def _step(self, task: Task) -> Task:
+        lun = self.document.lun_of(task.lun)
+        phase = tasks.phase(task)
+        if phase is None:
+            return self._finish(task, lun)
+        raid = self.observed.raid(lun)
+        lost = views.lost_members(self.document, self.observed, lun)
+        if not lun.layout.survives(len(lun.members), lost):
+            return self._fail(
+                task, ObjectFailed(f"LUN {lun.name!r} lost too many members during its {task.kind.value}")
+            )
+        if lost:
+            return self._lose(task, lun, lost)
+        if raid is None or raid.action is not SyncAction.IDLE or raid.done != raid.total:
+            return task
+        if phase is Phase.REBUILD:
+            if LegHealth.OUT_OF_SYNC in raid.legs:
+                return task  # The kernel is about to begin.
+            moved = self._written(lun) or Bytes(0)
+            task = msgspec.structs.replace(task, bytes_kernel=task.bytes_kernel + moved)
+            lun = recover.rebuilt(lun)
+            # With a repair still due the LUN is not known to be right yet.
+            lun = msgspec.structs.replace(lun, initialised=Phase.REPAIR not in task.phases)
+        elif phase is Phase.CHECK:
+            task = msgspec.structs.replace(
+                task, bytes_kernel=task.bytes_kernel + in_bytes(Sectors(raid.total * len(lun.members)))
+            )
+            lun = scrub.counted(lun, raid)
+        else:
+            lun = scrub.repaired(lun)
+        task = tasks.next_phase(tasks.progressed(task, 1.0))
+        then = {Phase.REPAIR: "repair", Phase.CHECK: "check"}.get(tasks.phase(task) or Phase.REBUILD)
+        # The phase is written down before its work begins: begun twice is harmless, forgotten is not.
+        self.store(self._accounted(self.document.with_lun(lun), task))
+        if then is not None:
+            self._control.message(names.plex_name(self.document.name, lun.name), Sectors(0), then)
+        return self.document.task(task.id)
+
+    def _finish(self, task: Task, lun: Lun) -> Task:
+        message = ""
+        if task.kind is TaskKind.SCRUB:
+            message = f"{lun.mismatches} mismatches"
+        self.store(self._accounted(self.document, tasks.completed(task, message)))
+        self._run(converge(self.document, self.observe()), wanted=None)
+        return self.document.task(task.id)
+
+    def _lose(self, task: Task, lun: Lun, lost: frozenset[int]) -> Task:
+        drives = ", ".join(self.document.drive_of(lun.members[index].drive).name for index in sorted(lost))
+        error = DriveNotOnline(
+            f"LUN {lun.name!r} lost member {', '.join(map(str, sorted(lost)))} (drive {drives}) during its {task.kind.value}",
+            remedy=f"run: blkrecov recover {lun.name}",
+        )
+        return self._fail(task, error)
+
+    def _fail(self, task: Task, error: BlkrecovError) -> Task:
+        noted = take_note(self.document, self.observed, unclean=False)
+        self.store(self._accounted(noted, tasks.failed(task, error)))
+        self._run(converge(self.document, self.observe()), wanted=None)
+        return self.document.task(task.id)
+
+    def cancel(self, number: int) -> Task:
+        """Stop a task. A LUN whose rebuild is cancelled is as degraded as before; a later Recover begins anew.
+
+        Raises: CancelTooLate for a task that has ended.
+        """
+        task = self.advance(number)
+        stopped = tasks.cancelled(task)
+        lun = self.document.lun_of(task.lun)
+        document = self.document
+        for index, member in enumerate(lun.members):
+            if _rebuilding(member.state):
+                lun = lun.with_member(index, msgspec.structs.replace(member, state=MemberState.FAILED))
+        if lun == document.lun_of(task.lun) and tasks.phase(task) in (Phase.CHECK, Phase.REPAIR):
+            # "idle" stops a check; from Linux 6.9 on it does so and answers EINVAL (drivers/md/dm-raid.c, raid_message()).
+            with suppress(BlkrecovError):
+                self._control.message(names.plex_name(document.name, lun.name), Sectors(0), "idle")
+        self.store(self._accounted(document.with_lun(lun), stopped))
+        self._run(converge(self.document, self.observe()), wanted=None)
+        return self.document.task(number)
+
+    def wait(
+        self, number: int, *, on_progress: Callable[[Progress], None] | None = None, timeout_s: float | None = None
+    ) -> Task:
+        """Wait for a task's end, without holding the lock. Ends as soon as the kernel tells of the end, which it does by event.
+
+        Raises: TimedOut; the task goes on.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        task = self.advance(number)
+        ripe_before = False
+        with EventWatcher() as events:
+            while not task.state.ended:
+                events.changed()
+                with self._unlocked():
+                    progress = self.progress(number)
+                    if on_progress is not None:
+                        on_progress(progress)
+                    ripe = self._ripe(progress.task)
+                    if not ripe or ripe_before:
+                        # Ripe twice in a row: the kernel is between two of its own steps.
+                        events.wait(TICK_S if on_progress or ripe else EVENT_PATIENCE_S)
+                ripe_before = ripe
+                if ripe:
+                    self.reload()
+                    task = self.advance(number)
+                if deadline is not None and not task.state.ended and time.monotonic() >= deadline:
+                    raise TimedOut(
+                        f"task {number} has not ended within {timeout_s:g} s; it goes on",
+                        remedy=f"wait for it with: blkrecov task wait {number}",
+                    )
+        if on_progress is not None:
+            on_progress(self.progress(number))
+        return task
+
+    def _ripe(self, task: Task) -> bool:
+        """Whether the kernel has come to the end of a task's phase, one way or another. Looks at the kernel only."""
+        lun = self.document.lun_of(task.lun)
+        self._look()
+        raid = self.observed.raid(lun)
+        if raid is None or raid.lost:
+            return True
+        return raid.action is SyncAction.IDLE and raid.done == raid.total
+
+    @contextmanager
+    def _unlocked(self) -> Iterator[None]:
+        self._lock.release()
+        try:
+            yield
+        finally:
+            self._lock.take()
+
+    def _take_up(self, task: Task) -> None:
+        """A task that an earlier process began: the kernel may have ended it, or may have to be asked again."""
+        lun = self.document.lun_of(task.lun)
+        raid = self.observed.raid(lun)
+        phase = tasks.phase(task)
+        if phase in (Phase.CHECK, Phase.REPAIR) and raid is not None and not self._was_here(task):
+            # A check does not survive a restart of the machine; it is asked for again from its start.
+            if raid.action is SyncAction.IDLE:
+                word = "check" if phase is Phase.CHECK else "repair"
+                self._control.message(names.plex_name(self.document.name, lun.name), Sectors(0), word)
+                self.observe()
+            self.store(self.document.with_task(msgspec.structs.replace(task, boot=catalog.boot_id())))
+        self.advance(task.id)
+
+    def _was_here(self, task: Task) -> bool:
+        return task.boot == catalog.boot_id()
+
+    def _accounted(self, document: Document, task: Task) -> Document:
+        """The document with a task that knows the bytes which this process has moved since it was last asked."""
+        moved = self.counter.bytes_read + self.counter.bytes_written
+        task = msgspec.structs.replace(
+            task, bytes_process=task.bytes_process + moved - self._counted, boot=catalog.boot_id()
+        )
+        self._counted = moved
+        return document.with_task(task)
+
+    def _account(self, task: Task) -> None:
+        self.document = self._accounted(self.document, task)
+
+    # Stopping.
+
+    def stop(self) -> None:
+        """Take all of the array out of the kernel, and write down that this was in good order.
+
+        Raises: DeviceInUse, naming what uses which LUN, before anything is taken down.
+        """
+        for lun in self.document.luns:
+            if by := self.holders(lun):
+                raise DeviceInUse(
+                    f"LUN {lun.name!r} is in use by {', '.join(by)}", remedy="end what uses it, then try again"
+                )
+        nothing = Document(array=self.document.array, name=self.document.name)
+        self._run(converge(nothing, self.observe()), wanted=None)
+        if any(self.observe().devices):
+            left = ", ".join(live.name for live in self.observed.devices.values())
+            raise DeviceInUse(f"these devices could not be removed: {left}")
+        self.store(msgspec.structs.replace(self.document, running=""))
+        for drive in self.document.drives:
+            if not _is_block(drive.path):
+                with suppress(PathNotFound):
+                    self._actor.act(DetachLoop(drive.name, drive.path))
+
+    # Views.
+
+    def lun_json(self, lun: Lun) -> views.Json:
+        exported = self.observed.exports.get(lun.uuid)
+        path = node(names.lun_name(self.document.name, lun.name))
+        verified = False
+        with suppress(BlkrecovError):
+            verified = exported is not None and bool(identity.verify(lun.name, self.witnesses(lun)))
+        return views.lun_view(
+            self.document,
+            self.observed,
+            lun,
+            node=path,
+            verified=verified,
+            mounts=observer.mounts(exported.disk if exported else path),
+        )
+
+
+def _descending(document: Document, version: Document) -> Document:
+    """A document's contents, as what comes after a version."""
+    return msgspec.structs.replace(
+        document, sequence=version.sequence, commit=version.commit, history=version.history, carriers=version.carriers
+    )
+
+
+def _rebuilding(state: MemberState) -> bool:
+    return state is MemberState.REBUILDING
+
+
+def _is_block(path: str) -> bool:
+    return Path(path).is_block_device()
+
+
+def _free_name(document: Document) -> str:
+    taken = {drive.name for drive in document.drives}
+    return next(name for number in range(len(taken) + 1) if (name := f"d{number}") not in taken)
+
+
+def _choose(found: tuple[Discovered, ...], name: str | None) -> Discovered:
+    if name is not None:
+        chosen = [array for array in found if name in (array.name, str(array.uuid))]
+        if not chosen:
+            raise ObjectNotFound(f"there is no array {name!r}", remedy="list what there is with: blkrecov array list")
+    else:
+        chosen = list(found)
+        if not chosen:
+            raise ObjectNotFound("this machine has no array", remedy="make one with: blkrecov array create NAME")
+    if len(chosen) > 1:
+        many = ", ".join(f"{array.name} ({array.uuid})" for array in chosen)
+        raise InvalidArgument(f"there are several arrays: {many}", remedy="say which with --array NAME")
+    return chosen[0]

@@ -1,0 +1,191 @@
+"""What people and programs are shown: the shapes of the command line's JSON, computed from document and observation. Pure.
+
+Sizes are bytes. Status and health are the names of VDS's enums in lower case without prefix.
+"""
+
+from typing import Any, Final
+
+from blkrecov import geometry
+from blkrecov.dm.status import LegHealth, RaidStatus, SyncAction
+from blkrecov.errors import Code
+from blkrecov.model import Document, Drive, DriveStatus, Health, Layout, Lun, LunStatus, Member, MemberState, Task
+from blkrecov.observed import Observed
+from blkrecov.page83.identity import naa_of_serial, serial_of
+from blkrecov.units import Sectors, in_bytes, sectors
+
+Json = dict[str, Any]
+_SYNCING: Final = (SyncAction.RESYNC, SyncAction.RECOVER, SyncAction.REPAIR)
+
+
+def lost_members(document: Document, observed: Observed, lun: Lun) -> frozenset[int]:
+    """Members that hold nothing usable, by the document or by the kernel."""
+    away = frozenset(
+        index
+        for index, member in enumerate(lun.members)
+        if not document.drive_of(member.drive).online or member.drive not in observed.backings
+    )
+    return lun.lost | observed.failed_legs(lun) | away
+
+
+def state_of(document: Document, observed: Observed, lun: Lun) -> tuple[LunStatus, Health]:
+    """VDS_LUN_STATUS and VDS_HEALTH of a LUN, as far as can be told."""
+    lost = lost_members(document, observed, lun)
+    if not lun.layout.survives(len(lun.members), lost):
+        return LunStatus.FAILED, Health.FAILED
+    if not observed.loaded(lun):
+        return LunStatus.OFFLINE, Health.UNKNOWN
+    if lost:
+        return LunStatus.ONLINE, Health.FAILED_REDUNDANCY
+    raid = observed.raid(lun)
+    if any(member.state is MemberState.REBUILDING for member in lun.members) or _syncing(raid):
+        return LunStatus.ONLINE, Health.REBUILDING
+    if lun.suspect or lun.mismatches:
+        return LunStatus.ONLINE, Health.FAILING_REDUNDANCY
+    return LunStatus.ONLINE, Health.HEALTHY
+
+
+def _syncing(raid: RaidStatus | None) -> bool:
+    if raid is None:
+        return False
+    return LegHealth.OUT_OF_SYNC in raid.legs or (raid.action in _SYNCING and raid.done < raid.total)
+
+
+def tolerance(document: Document, observed: Observed, lun: Lun) -> int:
+    """How many more members may be lost, whichever they are, without losing data."""
+    unusable = lost_members(document, observed, lun) | frozenset(
+        index for index, member in enumerate(lun.members) if member.state is MemberState.REBUILDING
+    )
+    count = len(lun.members)
+    match lun.layout:
+        case Layout.LINEAR | Layout.RAID0:
+            return 0
+        case Layout.RAID1:
+            return max(count - 1 - len(unusable), 0)
+        case Layout.RAID10:
+            return 0 if unusable else 1
+        case _:
+            return max(lun.layout.parity - len(unusable), 0)
+
+
+def member_state(document: Document, observed: Observed, lun: Lun, index: int) -> str:
+    """in_sync, out_of_sync, rebuilding, failed or missing."""
+    member = lun.members[index]
+    if document.drive_of(member.drive).status is DriveStatus.REMOVED or member.drive not in observed.backings:
+        return "missing"
+    if index in lost_members(document, observed, lun):
+        return MemberState.FAILED.value
+    if member.state is MemberState.REBUILDING:
+        return MemberState.REBUILDING.value
+    raid = observed.raid(lun)
+    out_of_sync = raid is not None and raid.legs[index] is LegHealth.OUT_OF_SYNC
+    return "out_of_sync" if out_of_sync else MemberState.IN_SYNC.value
+
+
+def lun_view(
+    document: Document, observed: Observed, lun: Lun, *, node: str, verified: bool, mounts: tuple[tuple[str, str], ...]
+) -> Json:
+    status, health = state_of(document, observed, lun)
+    exported = observed.exports.get(lun.uuid)
+    task = document.task_on(lun.uuid)
+    raid = observed.raid(lun)
+    sync = None
+    if raid is not None and raid.action is not SyncAction.IDLE:
+        sync = {"action": raid.action.value, "done": in_bytes(raid.done), "total": in_bytes(raid.total)}
+    return {
+        "name": lun.name,
+        "uuid": str(lun.uuid),
+        "layout": lun.layout.value,
+        "size": lun.bytes,
+        "status": status.value,
+        "health": health.value,
+        "device": exported.disk if exported else None,
+        "node": node,
+        "page83": {"naa": naa_of_serial(serial_of(lun.uuid)), "verified": verified},
+        "fault_tolerance": tolerance(document, observed, lun),
+        "members": [
+            {
+                "index": index,
+                "drive": document.drive_of(member.drive).name,
+                "state": member_state(document, observed, lun, index),
+                "size": in_bytes(member.length),
+            }
+            for index, member in enumerate(lun.members)
+        ],
+        "chunk": in_bytes(Sectors(lun.chunk)),
+        "region": in_bytes(Sectors(lun.region)),
+        "mismatches": lun.mismatches,
+        "sync": sync,
+        "shadow_copy_of": None,
+        "mounts": [{"path": path, "fstype": kind} for path, kind in mounts],
+        "task": task.id if task else None,
+    }
+
+
+def drive_view(document: Document, drive: Drive) -> Json:
+    return {
+        "name": drive.name,
+        "uuid": str(drive.uuid),
+        "path": drive.path,
+        "size": drive.size,
+        "free": in_bytes(geometry.free_length(document, drive)) if drive.online else 0,
+        "status": drive.status.value,
+        "reason": drive.reason or None,
+        "hot_spare": drive.hot_spare,
+        "regions": regions(document, drive),
+    }
+
+
+def regions(document: Document, drive: Drive) -> list[Json]:
+    """The whole drive from its first byte to its last, in order: what is ours, what LUNs use, what is free."""
+    end = drive.data_start + drive.data_length
+    rows: list[tuple[int, int, str, str | None, str]] = [
+        (0, drive.data_start, "label", None, "ok"),
+        (end, sectors(drive.size) - end, "label", None, "ok"),
+    ]
+    rows += [(gap.start, gap.length, "free", None, "ok") for gap in geometry.free(document, drive)]
+    rows += [
+        (
+            used.extent.start,
+            used.extent.length,
+            used.role.value,
+            used.lun.name,
+            _region_status(drive, used.lun, used.member),
+        )
+        for used in geometry.used(document, drive)
+    ]
+    return [
+        {
+            "id": f"{drive.name}:{start}",
+            "start": in_bytes(Sectors(start)),
+            "length": in_bytes(Sectors(length)),
+            "role": role,
+            "lun": lun,
+            "status": status,
+        }
+        for start, length, role, lun, status in sorted(rows, key=lambda row: row[0])
+        if length
+    ]
+
+
+def _region_status(drive: Drive, lun: Lun, index: int) -> str:
+    """MS-DMRP's REGIONSTATUS, in lower case without prefix."""
+    member: Member = lun.members[index]
+    if not drive.online or member.state is MemberState.FAILED:
+        return "failed"
+    return "regenerating" if member.state is MemberState.REBUILDING else "ok"
+
+
+def task_view(task: Task) -> Json:
+    code = Code[task.code]
+    return {
+        "id": task.id,
+        "kind": task.kind.value,
+        "objects": list(task.objects),
+        "state": task.state.value,
+        "percent": task.percent,
+        "hresult": code.hresult_text,
+        "code": code.name,
+        "message": task.message,
+        "remedy": task.remedy,
+        "bytes": {"kernel": task.bytes_kernel, "process": task.bytes_process},
+    }
