@@ -70,7 +70,7 @@ def tolerance(document: Document, observed: Observed, lun: Lun) -> int:
 def member_state(document: Document, observed: Observed, lun: Lun, index: int) -> str:
     """in_sync, out_of_sync, rebuilding, failed or missing."""
     member = lun.members[index]
-    if document.drive_of(member.drive).status is DriveStatus.REMOVED or member.drive not in observed.backings:
+    if document.drive_of(member.drive).status is DriveStatus.REMOVED:
         return "missing"
     if index in lost_members(document, observed, lun):
         return MemberState.FAILED.value

@@ -51,7 +51,8 @@ def main() -> None:
 
 def run(options: Options) -> int:
     try:
-        cli.main(prog_name="blkrecov", standalone_mode=False, obj=options)
+        # Outside its standalone mode click gives the status of Context.exit() back, and else what the command returns: None.
+        return cli.main(prog_name="blkrecov", standalone_mode=False, obj=options) or 0
     except BlkrecovError as error:
         tell_error(error, as_json=options.json)
         return 1
@@ -62,8 +63,6 @@ def run(options: Options) -> int:
         where = f"{error.ctx.command_path}: " if error.ctx else ""
         tell_usage(f"{where.removeprefix('blkrecov ')}{error.format_message()} (see --help)", as_json=options.json)
         return 2
-    except click.exceptions.Exit as error:
-        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return 130
@@ -82,7 +81,6 @@ def run(options: Options) -> int:
         else:
             tell_error(Unexpected(f"{type(error).__name__}: {error}"), as_json=options.json)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

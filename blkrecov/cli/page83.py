@@ -2,8 +2,8 @@
 
 import click
 
-from blkrecov.cli.common import common, opened, options, say, show_json, table
-from blkrecov.errors import BlkrecovError, IdentityMismatch, ObjectNotFound
+from blkrecov.cli.common import common, opened, options, show_json, table
+from blkrecov.errors import BlkrecovError, ObjectNotFound
 from blkrecov.page83 import sysfs
 from blkrecov.page83.designator import Designator, Naa, eligible
 from blkrecov.views import Json
@@ -96,7 +96,7 @@ def check(context: click.Context) -> None:
         for lun in array.document.luns:
             try:
                 verified, trouble = array.verify(lun), None
-            except (IdentityMismatch, BlkrecovError) as error:
+            except BlkrecovError as error:
                 verified, trouble = False, error.message
             rows.append(
                 {
@@ -111,15 +111,15 @@ def check(context: click.Context) -> None:
         show_json(rows)
     else:
         table(
-            [("LUN", "left"), ("verdict", "left"), ("configuration", "left"), ("sysfs", "left"), ("udev", "left")],
+            [("LUN", "left"), ("verdict", "left"), ("identity", "left")],
             [
                 (
                     row["name"],
-                    row["trouble"] or ("agreed" if row["verified"] else "no SCSI disk"),
-                    *(str(row["witnesses"].get(source) or "-") for source in ("metadata", "sysfs", "udev")),
+                    row["trouble"]
+                    or ("agreed by configuration, sysfs and udev" if row["verified"] else "no SCSI disk"),
+                    f"naa.{row['witnesses']['metadata']}",
                 )
                 for row in rows
             ],
         )
-        say("")
     context.exit(1 if any(row["trouble"] for row in rows) else 0)

@@ -1,0 +1,115 @@
+"""Where things are on this machine."""
+
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from blkrecov.errors import InvalidArgument
+from blkrecov.settings import Remembered, Settings, remember, remembered
+
+LAB = Remembered(UUID("a1a1a1a1-0000-4000-8000-00000000000a"), "lab", ("/srv/d0", "/srv/d1"))
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BLKRECOV_STATE", raising=False)
+    monkeypatch.delenv("BLKRECOV_DIRECTORIES", raising=False)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "blkrecov.toml"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(state=tmp_path / "state")
+
+
+def test_without_a_file_the_defaults_hold(file: Path) -> None:
+    """Nothing has to be configured to try it."""
+    found = Settings.load(file)
+    assert (str(found.state), found.directories) == ("/var/lib/blkrecov", ("/var/lib/blkrecov/drives",))
+
+
+def test_the_file_names_directories(file: Path) -> None:
+    """They replace the default: whoever names places means those."""
+    file.write_text('directories = ["/srv/a", "/srv/b"]\n')
+    assert Settings.load(file).directories == ("/srv/a", "/srv/b")
+
+
+def test_an_empty_file_changes_nothing(file: Path) -> None:
+    """All of it is optional."""
+    file.write_text("# nothing\n")
+    assert Settings.load(file).directories == ("/var/lib/blkrecov/drives",)
+
+
+@pytest.mark.parametrize("content", [b"directories = [", b'directories = "/srv"', b"directories = [1]", b"\xff\xfe"])
+def test_a_file_that_cannot_be_understood_is_refused(file: Path, content: bytes) -> None:
+    """To go on with the defaults would be to look for drives where they are not."""
+    file.write_bytes(content)
+    with pytest.raises(InvalidArgument, match=r"blkrecov\.toml"):
+        Settings.load(file)
+
+
+def test_the_environment_goes_before_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test, or a second array on one machine, needs no file."""
+    file.write_text('directories = ["/srv/a"]\n')
+    monkeypatch.setenv("BLKRECOV_DIRECTORIES", "/srv/b::/srv/c")
+    monkeypatch.setenv("BLKRECOV_STATE", "/run/state")
+    found = Settings.load(file)
+    assert (str(found.state), found.directories) == ("/run/state", ("/srv/b", "/srv/c"))
+
+
+def test_what_is_remembered_is_known_again(settings: Settings) -> None:
+    """So that drives outside the configured directories are found after a restart."""
+    remember(settings, LAB)
+    assert remembered(settings) == (LAB,)
+
+
+def test_the_state_directory_is_for_root_alone(settings: Settings) -> None:
+    """Paths of drives tell where somebody's data is."""
+    remember(settings, LAB)
+    assert settings.state.stat().st_mode & 0o777 == 0o700
+
+
+def test_remembering_the_same_again_writes_nothing(settings: Settings) -> None:
+    """It happens at every command."""
+    remember(settings, LAB)
+    before = (settings.state / "lab.json").stat().st_ino
+    remember(settings, LAB)
+    assert (settings.state / "lab.json").stat().st_ino == before
+
+
+def test_newer_paths_replace_older_ones(settings: Settings) -> None:
+    """One file per array, replaced whole: no half-written hint is ever read."""
+    remember(settings, LAB)
+    moved = Remembered(LAB.uuid, "lab", ("/srv/new/d0",))
+    remember(settings, moved)
+    assert remembered(settings) == (moved,)
+    assert [path.name for path in settings.state.iterdir()] == ["lab.json"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b'{"name": "x"}', b'{"uuid": "x", "name": "x", "paths": []}', b"\xff"],
+)
+def test_a_damaged_hint_is_passed_over(settings: Settings, content: bytes) -> None:
+    """The labels on the drives are the truth; a lost hint costs a longer search."""
+    remember(settings, LAB)
+    (settings.state / "bad.json").write_bytes(content)
+    assert remembered(settings) == (LAB,)
+
+
+def test_a_hint_with_a_number_for_a_uuid_is_passed_over(settings: Settings) -> None:
+    """UUID() asks a number for its replace() and ends in AttributeError."""
+    remember(settings, LAB)
+    (settings.state / "bad.json").write_bytes(b'{"uuid": 5, "name": "x", "paths": []}')
+    assert remembered(settings) == (LAB,)
+
+
+def test_without_a_state_directory_nothing_is_remembered(settings: Settings) -> None:
+    """Reading makes no directory."""
+    assert remembered(settings) == ()
+    assert not settings.state.exists()
