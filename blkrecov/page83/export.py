@@ -34,9 +34,6 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
 
-import rtslib_fb
-from rtslib_fb.utils import RTSLibError
-
 from blkrecov.errors import (
     IdentityMismatch,
     InvalidArgument,
@@ -211,12 +208,12 @@ class Exporter:
             undo.callback(_remove_backstore, backstore)
             _configure(backstore, device_node, name, serial)
             with _lio(f"make the target {target_wwn}"):
-                target = rtslib_fb.Target(rtslib_fb.FabricModule("loopback"), target_wwn, "create")
+                target = _rtslib().Target(_rtslib().FabricModule("loopback"), target_wwn, "create")
             undo.callback(_remove_target, target_wwn)
             with _lio(f"link {name} into {target_wwn}"):
                 # The group gets its nexus, without which it has no SCSI host to add the LUN to, in rtslib's constructor.
-                group = rtslib_fb.TPG(target, _TPG, "create")
-                rtslib_fb.LUN(group, _LUN, _storage_object(backstore), alias=PREFIX + name)
+                group = _rtslib().TPG(target, _TPG, "create")
+                _rtslib().LUN(group, _LUN, _storage_object(backstore), alias=PREFIX + name)
 
             hctl = f"{_read(_group(target_wwn) / 'address')}:{_LUN}"
             disk = queue.until(lambda _: _known_to_udev(hctl), self._timeout_s, f"the SCSI disk of {name} at {hctl}")
@@ -251,12 +248,19 @@ class Exporter:
             )
 
 
+def _rtslib() -> Any:
+    """rtslib, loaded when it is needed: it takes as long to import as all of ours, and most commands only look."""
+    import rtslib_fb
+
+    return rtslib_fb
+
+
 @contextmanager
 def _lio(what: str) -> Iterator[None]:
     """LIO's refusals in our words. It gives an errno and nothing else; its reasons are in the kernel's log."""
     try:
         yield
-    except (RTSLibError, OSError) as error:
+    except (_rtslib().RTSLibError, OSError) as error:
         raise ProviderFailure(f"LIO refused to {what}: {error}") from error
 
 
@@ -347,11 +351,11 @@ def _check_identity(export: Export) -> None:
 
 def _storage_object(backstore: Path) -> Any:
     # With its index given, rtslib does not look into its cache.
-    return rtslib_fb.BlockStorageObject(backstore.name, index=int(backstore.parent.name.removeprefix("iblock_")))
+    return _rtslib().BlockStorageObject(backstore.name, index=int(backstore.parent.name.removeprefix("iblock_")))
 
 
 def _port_group(export: Export) -> Any:
-    return rtslib_fb.ALUATargetPortGroup(_storage_object(export.backstore), "default_tg_pt_gp")
+    return _rtslib().ALUATargetPortGroup(_storage_object(export.backstore), "default_tg_pt_gp")
 
 
 def _make_backstore_directory(name: str) -> Path:
@@ -424,7 +428,7 @@ def _remove_target(target_wwn: str) -> None:
     """The SCSI disk's removal, and the host's: LUN, group (and its nexus) and target, from the disk's side down."""
     if (_LOOPBACK / target_wwn).exists():
         with _lio(f"remove the target {target_wwn}"):
-            rtslib_fb.Target(rtslib_fb.FabricModule("loopback"), target_wwn, "lookup").delete()
+            _rtslib().Target(_rtslib().FabricModule("loopback"), target_wwn, "lookup").delete()
 
 
 def _remove_backstore(backstore: Path) -> None:
