@@ -1,0 +1,240 @@
+"""What scripts/demo shows, told and checked in the guest. Everything is done by the commands that are printed."""
+
+import hashlib
+import json
+import os
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+
+from blkrecov.units import MIB, format_size
+
+DRIVES = Path("/srv/drives")
+MOUNT = Path("/mnt/data")
+ENOUGH_FILES = 3000
+LARGEST = 512 * 1024
+# Where thousands of real files are, on any Debian machine.
+SOURCES = ("/usr/sbin", "/usr/bin", "/usr/share/perl", "/usr/share/doc", "/usr/share/zoneinfo", "/usr/share/man")
+STOP = Path("/run/copied-enough")
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+started = time.monotonic()
+checks: list[tuple[str, bool, str]] = []
+
+
+def chapter(title: str, *sentences: str) -> None:
+    console.print()
+    console.rule(f"[bold]{title}", align="left", style="blue")
+    for sentence in sentences:
+        console.print(Padding(sentence, (0, 0, 0, 2)))
+
+
+def prompt(command: str) -> None:
+    console.print(f"[bold green]#[/] [bold]{command}", soft_wrap=True)
+
+
+def run(command: str, *, quiet: bool = False) -> None:
+    """Show a command as a user would type it, and run it. A failure ends the story."""
+    if not quiet:
+        prompt(command)
+    status = subprocess.run(["sh", "-c", command], stdin=subprocess.DEVNULL, check=False).returncode
+    if status:
+        console.print(f"[bold red]that was not to happen: exit status {status}")
+        sys.exit(1)
+
+
+def answer(command: str) -> str:
+    """What a command prints; not shown."""
+    return subprocess.run(["sh", "-c", command], check=True, capture_output=True, text=True).stdout
+
+
+def check(claim: str, truth: bool, evidence: str) -> None:
+    checks.append((claim, truth, evidence))
+
+
+def source_files() -> Iterator[Path]:
+    """Regular files of some size, until there are enough of them."""
+    count = 0
+    for top in SOURCES:
+        for folder, folders, names in os.walk(top):
+            folders.sort()
+            for name in sorted(names):
+                path = Path(folder, name)
+                if path.is_symlink() or not path.is_file() or path.stat().st_size > LARGEST:
+                    continue
+                yield path
+                count += 1
+                if count >= ENOUGH_FILES:
+                    return
+
+
+def checksums(root: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def written_bytes(device: str) -> int:
+    """From the kernel's own count of a block device: Documentation/block/stat.rst, field 7."""
+    return int(Path(f"/sys/block/{device}/stat").read_text().split()[6]) * 512
+
+
+def own_block_io() -> int:
+    """Bytes of block I/O that our commands have caused themselves, as the kernel accounts for them."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (usage.ru_inblock + usage.ru_oublock) * 512
+
+
+def page83(device: str) -> str:
+    return next(word for word in answer(f"sg_vpd --page=di {device}").split() if word.startswith("0x6"))
+
+
+def main() -> None:
+    kernel = os.uname()
+    console.print(
+        f"[bold]blkrecov[/] on Linux {kernel.release}, a machine made for this story and thrown away after it"
+    )
+    run("mkfs.ext4 -q /dev/ubda && mkdir -p /srv && mount /dev/ubda /srv && mkdir /srv/drives /mnt/data", quiet=True)
+
+    chapter("1. An array of six drives", "Drives are files of 256 MiB. One of them is a hot spare.")
+    run("blkrecov array create demo")
+    for number in range(6):
+        spare = " --spare" if number == 5 else ""
+        run(f"blkrecov drive add {DRIVES}/d{number}.img --size 256M{spare}")
+
+    chapter("2. A LUN with parity, as a SCSI disk", "Any four drives hold its data; any one of them may be lost.")
+    run("blkrecov lun create data --layout raid5 --size 600M --members 4")
+    run("blkrecov lun show data")
+    lun = json.loads(answer("blkrecov lun show data --json"))
+    link = f"/dev/disk/by-id/wwn-0x{lun['page83']['naa']}"
+    before = page83(link)
+    prompt(f"sg_vpd --page=di {link} | head -4")
+    run(f"sg_vpd --page=di {link} | head -4", quiet=True)
+    check("page 83 is what the array says", before == f"0x{lun['page83']['naa']}", before)
+
+    chapter("3. Real files on it")
+    run(f"mkfs.ext4 -q {link}")
+    run(f"mount {link} {MOUNT}")
+    files = list(source_files())
+    half = len(files) // 2
+    lists = [Path("/run/first.list"), Path("/run/second.list")]
+    for target, part in zip(lists, (files[:half], files[half:]), strict=True):
+        target.write_text("".join(f"{path}\0" for path in part))
+    prompt(f"cp the first {half} of {len(files)} files below /usr to {MOUNT}, and take their checksums")
+    copy = f"xargs -0 cp --parents -t {MOUNT} <"
+    run(f"{copy} {lists[0]}", quiet=True)
+    console.print(f"  {half} files, {format_size(sum(path.stat().st_size for path in files[:half]))}")
+
+    chapter("4. A drive fails while the rest is being written", "The copy goes on; nobody above the array notices.")
+    # Over and over, so that files are written at that moment however fast the machine is.
+    loop = f"until [ -e {STOP} ]; do {copy} {lists[1]} || exit; done"
+    prompt(f"cp the other {len(files) - half} files to {MOUNT}, over and over, in the background")
+    second = subprocess.Popen(["sh", "-c", loop], stdin=subprocess.DEVNULL)
+    victim = lun["members"][1]["drive"]
+    run(f"blkrecov drive fail {victim}")
+    still_writing = second.poll() is None
+    STOP.touch()
+    check("a drive failed while files were written", still_writing, "the copy was under way when the drive was gone")
+    check(
+        "the copy did not notice",
+        second.wait() == 0,
+        f"cp of {len(files) - half} files: exit status {second.returncode}",
+    )
+    run("sync", quiet=True)
+    original = {str(path).lstrip("/"): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    degraded = json.loads(answer("blkrecov lun show data --json"))
+    run("blkrecov lun show data")
+    check(
+        "the LUN was degraded and online",
+        (degraded["status"], degraded["health"]) == ("online", "failed_redundancy"),
+        f"{degraded['status']}, {degraded['health']}",
+    )
+
+    chapter(
+        "5. Recover", "The hot spare takes the lost drive's place; the kernel computes its contents from the others."
+    )
+    spare_loop = Path(answer(f"losetup --associated {DRIVES}/d5.img --noheadings --output NAME").strip()).name
+    spare_before, own_before, recover_began = written_bytes(spare_loop), own_block_io(), time.monotonic()
+    run("blkrecov recover data")
+    recover_s = time.monotonic() - recover_began
+    own_io, spare_written = own_block_io() - own_before, written_bytes(spare_loop) - spare_before
+    run("blkrecov lun show data")
+    lun = json.loads(answer("blkrecov lun show data --json"))
+    task = json.loads(answer("blkrecov task list --json"))[-1]
+    released = json.loads(answer(f"blkrecov drive show {victim} --json"))["regions"]
+    check("the LUN is healthy", lun["health"] == "healthy", lun["health"])
+    check(
+        "the lost member's extents are released",
+        not any(region["lun"] for region in released),
+        f"none on drive {victim}",
+    )
+
+    chapter("6. Nothing was lost", "The file system is mounted anew, so that what is read comes from the drives.")
+    run(f"umount {MOUNT}")
+    run("echo 3 > /proc/sys/vm/drop_caches", quiet=True)
+    run(f"mount {link} {MOUNT}")
+    prompt("sha256sum of every file, compared with the originals below /usr")
+    found = {name: digest for name, digest in checksums(MOUNT).items() if not name.startswith("lost+found")}
+    console.print(
+        f"  {len(found)} files read, {sum(found.get(name) == digest for name, digest in original.items())} are the same"
+    )
+    check("every file is what it was", found == original, f"{len(found)} checksums")
+    run(f"umount {MOUNT}")
+    run(f"e2fsck -f -n {link} 2>&1 | tail -1")
+    after = page83(link)
+    check("page 83 is what it was", after == before, after)
+    run("blkrecov scrub data")
+    scrubbed = json.loads(answer("blkrecov lun show data --json"))
+    check("parity agrees everywhere", scrubbed["mismatches"] == 0, f"scrub: {scrubbed['mismatches']} mismatches")
+
+    member = lun["members"][1]["size"]
+    moved, own = task["bytes"]["kernel"], task["bytes"]["process"]
+    check(
+        "the kernel moved at least one member",
+        moved >= member and spare_written >= member,
+        f"{format_size(moved)} by the task, {format_size(spare_written)} by /sys/block/{spare_loop}/stat",
+    )
+    check(
+        "our process moved kilobytes",
+        own < 2 * MIB and own_io < 4 * MIB,
+        f"{format_size(own)} by the task, {format_size(own_io)} by the kernel's accounting of the command",
+    )
+    summary(moved, own, recover_s)
+
+
+def summary(moved: int, own: int, recover_s: float) -> None:
+    console.print()
+    table = Table(title="what was claimed, and what was seen", title_justify="left", show_lines=False)
+    table.add_column("claim")
+    table.add_column("", justify="center")
+    table.add_column("evidence", overflow="fold")
+    for claim, truth, evidence in checks:
+        table.add_row(claim, "[green]yes[/]" if truth else "[bold red]NO[/]", evidence)
+    table.add_section()
+    table.add_row("bytes that the kernel moved to recover", "", format_size(moved))
+    table.add_row("bytes that our process read and wrote for it", "", format_size(own))
+    table.add_row("time of the recovery", "", f"{recover_s:.1f} s")
+    table.add_row("time of the story", "", f"{time.monotonic() - started:.0f} s")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
+    well = all(truth for _claim, truth, _evidence in checks)
+    if sys.argv[1:] == ["--keep-shell"]:
+        console.print("The array is yours. Leave with: exit")
+        subprocess.run([os.environ.get("SHELL") or shutil.which("bash") or "sh", "-i"], check=False)
+    else:
+        subprocess.run(shlex.split("blkrecov array stop"), check=False, stdout=subprocess.DEVNULL)
+    sys.exit(0 if well else 1)
