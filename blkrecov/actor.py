@@ -58,9 +58,9 @@ class Actor:
                 device = loop.attach(step.path)
                 return partial(loop.detach, device)
             case DetachLoop():
-                attached = loop.find(step.path)
-                if attached is not None:
-                    loop.detach(attached)
+                for attached in loop.attached():
+                    if attached.path == step.device:
+                        loop.detach(attached)
             case CreateDevice():
                 return self._create(step)
             case ReplaceTable():

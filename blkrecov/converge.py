@@ -49,11 +49,11 @@ def take_note(document: Document, observed: Observed, *, unclean: bool) -> Docum
         if not lun.layout.fault_tolerant:
             continue
         noted = lun
-        blank = _blank(lun, observed)
+        missed = _blank(lun, observed) | _given_up(lun, observed) | observed.failed_legs(lun)
         for index, member in enumerate(lun.members):
             drive = document.drive_of(member.drive)
             away = not drive.online or member.drive not in observed.backings
-            if member.state is not MemberState.FAILED and (away or index in blank | observed.failed_legs(lun)):
+            if member.state is not MemberState.FAILED and (away or index in missed):
                 noted = noted.with_member(index, msgspec.structs.replace(member, state=MemberState.FAILED))
         raid = observed.raid(lun)
         if raid is not None and raid.in_sync and not noted.lost:
@@ -73,6 +73,17 @@ def _blank(lun: Lun, observed: Observed) -> frozenset[int]:
         return frozenset()
     return frozenset(
         index for index, member in enumerate(lun.members) if not present[index] and member.state is MemberState.IN_SYNC
+    )
+
+
+def _given_up(lun: Lun, observed: Observed) -> frozenset[int]:
+    """Members that the freshest superblock calls failed: the kernel lost them, and nobody looked before the machine stopped."""
+    found = [superblock for member in lun.members if (superblock := observed.superblocks.get(member.uuid)) is not None]
+    if not found or observed.loaded(lun):
+        return frozenset()
+    failed = max(found, key=lambda superblock: superblock.events).failed
+    return frozenset(
+        index for index, member in enumerate(lun.members) if failed >> index & 1 and member.state is MemberState.IN_SYNC
     )
 
 
@@ -171,7 +182,8 @@ class _Plan:
         """
         superblocks = [self.observed.superblocks.get(member.uuid) for member in lun.members]
         whole = all(member.state is MemberState.IN_SYNC for member in lun.members)
-        if not lun.layout.fault_tolerant or not whole or any(superblock is None for superblock in superblocks):
+        ready = all(superblock is not None and superblock.recovery_offset is None for superblock in superblocks)
+        if not lun.layout.fault_tolerant or not whole or not ready:
             return
         for member in lun.members:
             drive = self.document.drive_of(member.drive)

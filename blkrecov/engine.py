@@ -328,7 +328,7 @@ class Array:
                     log.warning("%s", error.message)
                     continue
                 self.trouble[group.lun] = error
-                log.warning("LUN %s: %s", self.document.lun_of(group.lun).name, error.message)
+                log.info("LUN %s: %s", self.document.lun_of(group.lun).name, error.message)
         self.observe()
 
     def _act_on(self, steps: tuple[Step, ...], undo: ExitStack | None = None) -> None:
@@ -436,17 +436,20 @@ class Array:
         """Take an unused drive out of the array: its label goes, its file stays."""
         drive = self.document.drive(name)
         proposal = provision.remove_drive(self.document, name)
-        device = self._backings.pop(drive.uuid, None)
+        device = self._backings.pop(drive.uuid, None) or self._device_of(drive)
         label = self.labels.get(drive.uuid)
         self.carry_out(proposal)
-        found = self._found.drives.get(drive.uuid)
-        device = device or (found.device if found else None)
-        if device is not None and not _is_block(drive.path):
-            self._actor.act(DetachLoop(drive.name, drive.path))
-        if label is not None and drive.online:
-            udev.settle(EVENT_PATIENCE_S)
-            self._wipe(drive.path, label)
+        if device is not None:
+            # Through the device, while there is one: the file below it must not be written behind its back.
+            if label is not None and drive.online:
+                self._wipe(device, label)
+            self._actor.act(DetachLoop(drive.name, device))
         self._remember()
+
+    def _device_of(self, drive: Drive) -> str | None:
+        """The block device of a drive that is not in use, but may be attached still."""
+        found = self._found.drives.get(drive.uuid)
+        return found.device if found else None
 
     def set_hot_spare(self, name: str, spare: bool) -> Drive:
         self.carry_out(provision.set_hot_spare(self.document, name, spare))
@@ -543,8 +546,14 @@ class Array:
     def start(self, proposal: Proposal, task: Task) -> Task:
         """Start a task's work in the kernel. It goes on without us."""
         self.carry_out(proposal)
-        self._account(self.document.task(task.id))
+        if not self.document.task(task.id).state.ended:
+            self._begun(task.id)
         return self.document.task(task.id)
+
+    def _begun(self, number: int) -> None:
+        """Write down that the kernel was asked for a task's present phase. Asked twice is harmless, never asked is not."""
+        task = msgspec.structs.replace(self.document.task(number), boot=catalog.boot_id())
+        self.store(self._accounted(self.document, task))
 
     def progress(self, number: int) -> Progress:
         """How far a task is, from the kernel's own counters. Reads no drive and writes nothing."""
@@ -622,10 +631,11 @@ class Array:
             lun = scrub.repaired(lun)
         task = tasks.next_phase(tasks.progressed(task, 1.0))
         then = {Phase.REPAIR: "repair", Phase.CHECK: "check"}.get(tasks.phase(task) or Phase.REBUILD)
-        # The phase is written down before its work begins: begun twice is harmless, forgotten is not.
-        self.store(self._accounted(self.document.with_lun(lun), task))
+        # The kernel forgets what it was asked for when the machine stops, so the task says in which boot that was.
+        self.store(self._accounted(self.document.with_lun(lun), msgspec.structs.replace(task, boot="")))
         if then is not None:
             self._control.message(names.plex_name(self.document.name, lun.name), Sectors(0), then)
+            self._begun(task.id)
         return self.document.task(task.id)
 
     def _finish(self, task: Task, lun: Lun) -> Task:
@@ -732,7 +742,7 @@ class Array:
                 word = "check" if phase is Phase.CHECK else "repair"
                 self._control.message(names.plex_name(self.document.name, lun.name), Sectors(0), word)
                 self.observe()
-            self.store(self.document.with_task(msgspec.structs.replace(task, boot=catalog.boot_id())))
+            self._begun(task.id)
         self.advance(task.id)
 
     def _was_here(self, task: Task) -> bool:
@@ -741,14 +751,9 @@ class Array:
     def _accounted(self, document: Document, task: Task) -> Document:
         """The document with a task that knows the bytes which this process has moved since it was last asked."""
         moved = self.counter.bytes_read + self.counter.bytes_written
-        task = msgspec.structs.replace(
-            task, bytes_process=task.bytes_process + moved - self._counted, boot=catalog.boot_id()
-        )
+        task = msgspec.structs.replace(task, bytes_process=task.bytes_process + moved - self._counted)
         self._counted = moved
         return document.with_task(task)
-
-    def _account(self, task: Task) -> None:
-        self.document = self._accounted(self.document, task)
 
     # Stopping.
 
@@ -769,9 +774,9 @@ class Array:
             raise DeviceInUse(f"these devices could not be removed: {left}")
         self.store(msgspec.structs.replace(self.document, running=""))
         for drive in self.document.drives:
-            if not _is_block(drive.path):
-                with suppress(PathNotFound):
-                    self._actor.act(DetachLoop(drive.name, drive.path))
+            device = self._backings.get(drive.uuid) or self._device_of(drive)
+            if device is not None:
+                self._actor.act(DetachLoop(drive.name, device))
 
     # Views.
 

@@ -27,11 +27,13 @@ class AttachLoop:
 
 @dataclass(frozen=True, slots=True)
 class DetachLoop:
+    """Take a drive's file off its loop device; nothing is done to a drive that is a block device of its own."""
+
     drive: str
-    path: str
+    device: str
 
     def lines(self) -> tuple[str, ...]:
-        return (f"detach {self.path} (drive {self.drive}) from its loop device",)
+        return (f"detach {self.device} (drive {self.drive})",)
 
 
 @dataclass(frozen=True, slots=True)
