@@ -619,6 +619,9 @@ class Array:
                 return task  # The kernel is about to begin.
             moved = self._written(lun) or Bytes(0)
             task = msgspec.structs.replace(task, bytes_kernel=task.bytes_kernel + moved)
+            if lun.suspect and Phase.REPAIR not in task.phases:
+                # The power was cut meanwhile: whole again is not right again.
+                task = msgspec.structs.replace(task, phases=(*task.phases, Phase.REPAIR))
             lun = recover.rebuilt(lun)
             # With a repair still due the LUN is not known to be right yet.
             lun = msgspec.structs.replace(lun, initialised=Phase.REPAIR not in task.phases)
