@@ -7,7 +7,7 @@ The order: ports, then LUN by LUN from the legs up, then what is no longer wante
 is made before the plex that needs it is loaded; a device goes only when nothing above it is left.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -43,7 +43,8 @@ def take_note(document: Document, observed: Observed, *, unclean: bool) -> Docum
     """The document with what observation teaches: members that missed writes, initial synchronisations that have ended.
 
     A member is lost when its drive is not online or nowhere to be found, when the kernel gave its leg up, and when its
-    superblock is gone while others have theirs. It must be on the drives before the LUN is used without it.
+    superblock is gone while others have theirs. It must be on the drives before the LUN is used without it. A LUN that is not
+    used, because too much of it is away, loses nothing by that: when its drives are back, so is the LUN.
     """
     for lun in document.luns:
         if not lun.layout.fault_tolerant:
@@ -55,6 +56,8 @@ def take_note(document: Document, observed: Observed, *, unclean: bool) -> Docum
             away = not drive.online or member.drive not in observed.backings
             if member.state is not MemberState.FAILED and (away or index in missed):
                 noted = noted.with_member(index, msgspec.structs.replace(member, state=MemberState.FAILED))
+        if not observed.loaded(lun) and not lun.layout.survives(len(lun.members), noted.lost | noted.rebuilding):
+            continue
         raid = observed.raid(lun)
         if raid is not None and raid.in_sync and not noted.lost:
             noted = msgspec.structs.replace(noted, initialised=True)
@@ -101,9 +104,9 @@ def converge(document: Document, observed: Observed, *, unclean: bool = False) -
     `unclean`: the array was running when the machine stopped; LUNs that are loaded now get their dirty regions resynchronised.
     """
     plan = _Plan(document, observed, unclean)
-    groups = [Group(None, tuple(plan.ports()))]
+    groups = [Group(None, tuple(plan.ports())), Group(None, tuple(plan.deleted()))]
     groups += [Group(lun.uuid, tuple(plan.lun(lun))) for lun in document.luns]
-    groups += [Group(None, tuple(plan.removals())), Group(None, tuple(plan.names()))]
+    groups += [Group(None, tuple(plan.replaced())), Group(None, tuple(plan.renamed()))]
     return tuple(group for group in groups if group.steps)
 
 
@@ -118,7 +121,9 @@ class _Plan:
         self.observed = observed
         self.unclean = unclean
         self.wanted: dict[str, Device] = {}
-        self.taken = {live.name: uuid for uuid, live in observed.devices.items()}
+        # LUNs that are deleted go first, with all that is under them: their names may be another LUN's by now.
+        self.goners = _goners(document, observed)
+        self.taken = {live.name: uuid for uuid, live in observed.devices.items() if uuid not in self.goners}
         # What a path in a wanted table is in a live one: the number of the device that has the name now.
         self.numbers = {_NODE + live.name: live.number for live in observed.devices.values()}
         self.numbers |= {backing.device: backing.number for backing in observed.backings.values()}
@@ -131,20 +136,22 @@ class _Plan:
     def lun(self, lun: Lun) -> Iterator[Step]:
         for leg in stack.legs(self.document, lun):
             yield from self.ensure(leg)
-        dead = lun.layout.fault_tolerant and not lun.layout.survives(len(lun.members), lun.lost)
+        dead = self.dead(lun)
         # A plex that has lost too much keeps answering for what is left of it. It is never loaded anew in that state.
         loaded = self.observed.loaded(lun)
         if not dead or loaded:
             yield from self.plex(lun)
         top = stack.top(self.document, lun, failed=dead and not loaded)
-        uuid = top.uuid
-        before = self.observed.devices.get(uuid)
         yield from self.ensure(top)
-        exported = lun.uuid in self.observed.exports
-        if lun.exported and not exported and not dead:
+        exported = self.observed.exports.get(lun.uuid)
+        if lun.exported and exported is None and not dead:
             yield Export(lun.name, lun.uuid, stack.node(top.name))
-        elif exported and before is not None and _length(before.table) != _length(top.table):
+        elif exported is not None and exported.size != lun.size:
             yield Rescan(lun.name, lun.uuid)
+
+    def dead(self, lun: Lun) -> bool:
+        """Whether a LUN with redundancy has lost more than that. One without is mapped as far as its drives are there."""
+        return lun.layout.fault_tolerant and not self.observed.survives(self.document, lun)
 
     def plex(self, lun: Lun) -> Iterator[Step]:
         nodes = {leg.uuid: _NODE + self.name_of(leg) for leg in stack.legs(self.document, lun)}
@@ -170,10 +177,12 @@ class _Plan:
         )
 
     def unnoticed(self, lun: Lun) -> bool:
-        """Whether the kernel takes a lost member for a good one still."""
+        """Whether the kernel takes a lost member for a good one still. It never gives up the last copy."""
         raid = self.observed.raid(lun)
-        return raid is not None and any(
-            raid.legs[index] in (LegHealth.IN_SYNC, LegHealth.OUT_OF_SYNC) for index in lun.lost
+        return (
+            raid is not None
+            and not self.dead(lun)
+            and any(raid.legs[index] in (LegHealth.IN_SYNC, LegHealth.OUT_OF_SYNC) for index in lun.lost)
         )
 
     def force_resync(self, lun: Lun) -> Iterator[Step]:
@@ -210,11 +219,14 @@ class _Plan:
             yield Resume(live.name, device.visible)
 
     def name_of(self, device: Device) -> str:
-        """The name under which a device is, or is made: its own, unless the device that it replaces still has that."""
+        """The name under which a device is, or is made: its own, unless the device that it replaces still has that.
+
+        Only legs are replaced: a LUN's own devices keep their UUIDs.
+        """
         live = self.observed.devices.get(device.uuid)
         if live is not None:
             return live.name
-        return device.name if device.name not in self.taken else device.name + "_new"
+        return device.name if device.name not in self.taken else f"{device.name}_{_short(device)}"
 
     def same(self, wanted: Table, live: Table) -> bool:
         """Whether two tables map the same. A raid's options do not count: the kernel adds to them and keeps `rebuild`."""
@@ -231,31 +243,66 @@ class _Plan:
                 return False
         return True
 
-    def removals(self) -> Iterator[Step]:
-        unwanted = [live for uuid, live in self.observed.devices.items() if uuid not in self.wanted]
+    def deleted(self) -> Iterator[Step]:
+        """Take away LUNs that the document does not have, from the top down."""
         present = {lun.uuid for lun in self.document.luns}
         for uuid in self.observed.exports:
             if uuid not in present:
                 yield Unexport(str(uuid), uuid)
-        for live in sorted(unwanted, key=lambda live: (-_layer(live), live.name)):
-            yield RemoveDevice(live.name, _layer(live) is Layer.LUN)
+        yield from _removed(self.goners.values())
 
-    def names(self) -> Iterator[Step]:
-        for uuid, device in self.wanted.items():
+    def replaced(self) -> Iterator[Step]:
+        """Take away what nothing refers to any more: legs of members that were substituted, ports of removed drives."""
+        devices = self.observed.devices
+        yield from _removed(
+            live for uuid, live in devices.items() if uuid not in self.wanted and uuid not in self.goners
+        )
+
+    def renamed(self) -> Iterator[Step]:
+        """Give new legs the names of those that they have replaced."""
+        for device in self.wanted.values():
             name = self.name_of(device)
             if name != device.name and self.taken.get(device.name) not in self.wanted:
-                assert self.taken.get(device.name) != uuid
+                assert device.layer is Layer.LEG, f"{name} is no leg"
                 yield RenameDevice(name, device.name)
+
+
+def _goners(document: Document, observed: Observed) -> dict[str, Live]:
+    """Devices of LUNs that the document does not have: those under the name of a top or plex that is not wanted."""
+    wanted = {names.dm_uuid(lun.uuid, role) for lun in document.luns for role in ("lun", "plex")}
+    luns = {
+        _lun_part(live)
+        for uuid, live in observed.devices.items()
+        if _layer(live) in (Layer.LUN, Layer.PLEX) and uuid not in wanted
+    }
+    kept = {leg.uuid for lun in document.luns for leg in stack.legs(document, lun)} | wanted
+    return {
+        uuid: live
+        for uuid, live in observed.devices.items()
+        if _layer(live) is not Layer.PORT and _lun_part(live) in luns and uuid not in kept
+    }
+
+
+def _lun_part(live: Live) -> str:
+    parts = names.split_dm_name(live.name)
+    assert parts is not None, f"{live.name} is none of ours"
+    return parts[1]
+
+
+def _removed(devices: Iterable[Live]) -> Iterator[Step]:
+    for live in sorted(devices, key=lambda live: (-_layer(live), live.name)):
+        yield RemoveDevice(live.name, _layer(live) is Layer.LUN)
+
+
+def _short(device: Device) -> str:
+    """Part of the device's UUID, to tell it from the one whose name it will have."""
+    return device.uuid.split("-")[1][:8]
 
 
 def _raid_devices(words: list[str]) -> list[str]:
     """Kind and legs of a raid target's words: "raid1 3 0 region_size 2048 2 253:0 253:1 253:2 253:3"."""
     devices = words[2 + int(words[1]) + 1 :]
     return [words[0], *devices]
-
-
-def _length(table: Table) -> int:
-    return sum(line.length for line in table)
 
 
 def _layer(live: Live) -> Layer:

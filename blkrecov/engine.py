@@ -183,9 +183,10 @@ class Array:
                 MetadataCorrupt and InvalidDisk for configurations that cannot be told.
         """
         with locked(settings) as lock, ExitStack() as resources:
-            found = _choose(catalog.discover(settings, IoCounter()), name)
-            array = cls(settings, found, lock, resources)
-            array.assemble()
+            with loop.held():
+                found = _choose(catalog.discover(settings, IoCounter()), name)
+                array = cls(settings, found, lock, resources)
+                array.assemble()
             yield array
 
     # Bringing up.
@@ -223,10 +224,8 @@ class Array:
                 drive = self._set_status(drive, DriveStatus.ONLINE, "")
             if not drive.online:
                 continue
-            device = found.device
             try:
-                if device is None:
-                    device = loop.attach(found.path).path
+                device = _kept(found.device) or loop.attach(found.path).path
             except BlkrecovError as error:
                 self._set_status(drive, DriveStatus.REMOVED, error.message)
                 continue
@@ -533,7 +532,7 @@ class Array:
     def propose_recover(self, name: str, spare: str | None) -> tuple[Proposal, Task]:
         lun = self.document.lun(name)
         drive = self.document.drive(spare) if spare else None
-        proposal = recover.propose(self.document, lun, self.observed.raid(lun), drive, _ids())
+        proposal = recover.propose(self.document, self.observed, lun, drive, _ids())
         self.verify(lun)
         return proposal
 
@@ -605,8 +604,8 @@ class Array:
         if phase is None:
             return self._finish(task, lun)
         raid = self.observed.raid(lun)
-        lost = views.lost_members(self.document, self.observed, lun)
-        if not lun.layout.survives(len(lun.members), lost):
+        lost = self.observed.lost(self.document, lun)
+        if not self.observed.survives(self.document, lun):
             return self._fail(
                 task, ObjectFailed(f"LUN {lun.name!r} lost too many members during its {task.kind.value}")
             )
@@ -780,6 +779,8 @@ class Array:
             device = self._backings.get(drive.uuid) or self._device_of(drive)
             if device is not None:
                 self._actor.act(DetachLoop(drive.name, device))
+        # udev looks at what was opened for writing just now; a device is detached when nobody has it open.
+        udev.settle(EVENT_PATIENCE_S)
 
     # Views.
 
@@ -808,6 +809,14 @@ def _descending(document: Document, version: Document) -> Document:
 
 def _rebuilding(state: MemberState) -> bool:
     return state is MemberState.REBUILDING
+
+
+def _kept(device: str | None) -> str | None:
+    """A drive's device as it is, if it is there to stay."""
+    for attached in loop.attached():
+        if attached.path == device:
+            return device if loop.keep(attached) else None
+    return device
 
 
 def _is_block(path: str) -> bool:

@@ -179,9 +179,10 @@ def _place_linear(
 ) -> tuple[Member, ...]:
     """Extents one after the other: on one drive if any has room, else on as few as possible."""
     fitting = [drive for drive in candidates if free_length(document, drive) >= size]
+    best = min(fitting, key=lambda drive: free_length(document, drive), default=None)
     members: list[Member] = []
     missing = size
-    for drive in fitting[-1:] or candidates:
+    for drive in [best] if best else candidates:
         length = min(missing, free_length(document, drive))
         if length:
             taken, _ = carve(free(document, drive), length)

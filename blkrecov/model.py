@@ -189,6 +189,10 @@ class Lun(msgspec.Struct, frozen=True):
         return frozenset(index for index, member in enumerate(self.members) if member.state is MemberState.FAILED)
 
     @property
+    def rebuilding(self) -> frozenset[int]:
+        return frozenset(index for index, member in enumerate(self.members) if member.state is MemberState.REBUILDING)
+
+    @property
     def drives(self) -> frozenset[UUID]:
         return frozenset(member.drive for member in self.members)
 

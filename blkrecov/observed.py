@@ -8,7 +8,7 @@ from blkrecov.dm import names, status
 from blkrecov.dm.status import LegHealth, RaidStatus
 from blkrecov.dm.superblock import Superblock
 from blkrecov.dm.table import Table
-from blkrecov.model import Lun
+from blkrecov.model import Document, Lun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,8 @@ class Exported:
 
     disk: str
     naa: str
+    size: int
+    """In sectors, as the SCSI disk believes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,20 @@ class Observed:
         if live is None or live.suspended or not live.status or live.status[0].kind != "raid":
             return None
         return status.parse_raid(live.status[0].params)
+
+    def lost(self, document: Document, lun: Lun) -> frozenset[int]:
+        """Members that hold nothing usable now: by the document, by the kernel, or because their drive is away."""
+        away = frozenset(
+            index
+            for index, member in enumerate(lun.members)
+            if not document.drive_of(member.drive).online or member.drive not in self.backings
+        )
+        return lun.lost | self.failed_legs(lun) | away
+
+    def survives(self, document: Document, lun: Lun) -> bool:
+        """Whether all of a LUN's data is there. A member that is being rebuilt is no copy of anything yet."""
+        unusable = self.lost(document, lun) | lun.rebuilding
+        return lun.layout.survives(len(lun.members), unusable)
 
     def failed_legs(self, lun: Lun) -> frozenset[int]:
         """Members that the kernel has given up."""

@@ -14,6 +14,7 @@ from blkrecov.drives.probe import unescape
 from blkrecov.drives.store import DriveIoError, IoCounter
 from blkrecov.model import Document, Lun
 from blkrecov.observed import Backing, Exported, Live, Observed
+from blkrecov.page83 import sysfs
 from blkrecov.page83.export import Exporter
 from blkrecov.units import Sectors, in_bytes
 
@@ -49,7 +50,7 @@ def exports(exporter: Exporter, array: str) -> dict[UUID, Exported]:
     for export in exporter.exports():
         parts = names.split_dm_name(f"{names.PREFIX}-{export.name}")
         if parts is not None and parts[0] == array:
-            found[UUID(hex=export.serial)] = Exported(disk=export.disk, naa=export.naa)
+            found[UUID(hex=export.serial)] = Exported(disk=export.disk, naa=export.naa, size=sysfs.size(export.disk))
     return found
 
 

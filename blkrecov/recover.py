@@ -18,9 +18,10 @@ from uuid import UUID
 import msgspec
 
 from blkrecov import geometry, tasks
-from blkrecov.dm.status import LegHealth, RaidStatus, SyncAction
+from blkrecov.dm.status import LegHealth, SyncAction
 from blkrecov.errors import InvalidOperation, ObjectFailed
 from blkrecov.model import Document, Drive, Lun, MemberState, Phase, Task, TaskKind
+from blkrecov.observed import Observed
 from blkrecov.proposal import Proposal, plex_message, zeroed
 from blkrecov.provision import refuse_busy
 
@@ -38,35 +39,36 @@ class Finding:
         return not (self.lost or self.syncing or self.disagree)
 
 
-def examine(lun: Lun, raid: RaidStatus | None) -> Finding:
-    """Raises, in the order of windows-semantics: ObjectFailed, InvalidOperation."""
-    failed = lun.lost | (frozenset(raid.lost) if raid else frozenset())
+def examine(document: Document, observed: Observed, lun: Lun) -> Finding:
+    """Raises: ObjectFailed, then InvalidOperation. What can be done about the one comes before what the other never can."""
+    lost = observed.lost(document, lun)
+    if not observed.survives(document, lun):
+        raise ObjectFailed(
+            f"LUN {lun.name!r} has lost members {', '.join(map(str, sorted(lost)))} of {len(lun.members)}, "
+            f"more than {lun.layout.value} can do without"
+        )
     if not lun.layout.fault_tolerant:
         raise InvalidOperation(
             f"LUN {lun.name!r} is {lun.layout.value}: without redundancy there is nothing to recover from",
             remedy="restore its contents from a shadow copy or a backup",
         )
-    if not lun.layout.survives(len(lun.members), failed):
-        raise ObjectFailed(
-            f"LUN {lun.name!r} has lost members {', '.join(map(str, sorted(failed)))} of {len(lun.members)}, "
-            f"more than {lun.layout.value} can do without"
-        )
+    raid = observed.raid(lun)
     syncing = raid is not None and (
         raid.action in (SyncAction.RESYNC, SyncAction.RECOVER)
         or (raid.action is SyncAction.REPAIR and raid.done < raid.total)
         or LegHealth.OUT_OF_SYNC in raid.legs
     )
-    return Finding(lost=failed, syncing=syncing, disagree=lun.suspect or bool(lun.mismatches))
+    return Finding(lost=lost, syncing=syncing, disagree=lun.suspect or bool(lun.mismatches))
 
 
 def propose(
-    document: Document, lun: Lun, raid: RaidStatus | None, spare: Drive | None, ids: Iterator[UUID]
+    document: Document, observed: Observed, lun: Lun, spare: Drive | None, ids: Iterator[UUID]
 ) -> tuple[Proposal, Task]:
     """What a Recover of this LUN comes to.
 
     Raises: ObjectFailed, InvalidOperation, AnotherCallInProgress, then what geometry.choose_substitute() does.
     """
-    finding = examine(lun, raid)
+    finding = examine(document, observed, lun)
     refuse_busy(document, lun)
     task = tasks.started(Task(id=document.next_task, kind=TaskKind.RECOVER, lun=lun.uuid, objects=(lun.name,)))
     if finding.healthy:

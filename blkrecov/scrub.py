@@ -21,12 +21,12 @@ def propose(document: Document, lun: Lun, raid: RaidStatus | None, *, repair: bo
             f"LUN {lun.name!r} is {lun.layout.value}: there is nothing to compare its data with",
             remedy="scrub LUNs with redundancy",
         )
-    refuse_busy(document, lun)
-    if lun.lost or raid is None:
+    if lun.lost or raid is None or raid.lost:
         raise ObjectFailed(
-            f"LUN {lun.name!r} has lost a member and cannot be compared with itself",
+            f"LUN {lun.name!r} is not whole, and only whole LUNs can be compared with themselves",
             remedy=f"run first: blkrecov recover {lun.name}",
         )
+    refuse_busy(document, lun)
     if not raid.in_sync:
         raise AnotherCallInProgress(
             f"LUN {lun.name!r} is being synchronised", remedy=f"wait for that with: blkrecov recover {lun.name}"

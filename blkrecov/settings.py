@@ -63,7 +63,7 @@ def remembered(settings: Settings) -> tuple[Remembered, ...]:
         try:
             content = json.loads(file.read_text())
             found.append(Remembered(UUID(content["uuid"]), str(content["name"]), tuple(map(str, content["paths"]))))
-        except (ValueError, KeyError, TypeError, OSError):
+        except (ValueError, KeyError, TypeError, AttributeError, OSError):
             continue
     return tuple(found)
 

@@ -19,7 +19,7 @@ GIB: Final = 2**30
 TIB: Final = 2**40
 
 _UNITS: Final = {"": 1, "B": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB, "P": 2**50}
-_SIZE: Final = re.compile(r"(\d+)(?:\.(\d+))?\s*(?:([KMGTP])(?:I?B)?|B)?", re.IGNORECASE)
+_SIZE: Final = re.compile(r"(\d{1,18})(?:\.(\d{1,18}))?\s*(?:([KMGTP])(?:I?B)?|B)?", re.IGNORECASE | re.ASCII)
 
 
 def sectors(size: int) -> Sectors:

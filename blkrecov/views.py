@@ -17,27 +17,17 @@ Json = dict[str, Any]
 _SYNCING: Final = (SyncAction.RESYNC, SyncAction.RECOVER, SyncAction.REPAIR)
 
 
-def lost_members(document: Document, observed: Observed, lun: Lun) -> frozenset[int]:
-    """Members that hold nothing usable, by the document or by the kernel."""
-    away = frozenset(
-        index
-        for index, member in enumerate(lun.members)
-        if not document.drive_of(member.drive).online or member.drive not in observed.backings
-    )
-    return lun.lost | observed.failed_legs(lun) | away
-
-
 def state_of(document: Document, observed: Observed, lun: Lun) -> tuple[LunStatus, Health]:
     """VDS_LUN_STATUS and VDS_HEALTH of a LUN, as far as can be told."""
-    lost = lost_members(document, observed, lun)
-    if not lun.layout.survives(len(lun.members), lost):
+    lost = observed.lost(document, lun)
+    if not observed.survives(document, lun):
         return LunStatus.FAILED, Health.FAILED
     if not observed.loaded(lun):
         return LunStatus.OFFLINE, Health.UNKNOWN
     if lost:
         return LunStatus.ONLINE, Health.FAILED_REDUNDANCY
     raid = observed.raid(lun)
-    if any(member.state is MemberState.REBUILDING for member in lun.members) or _syncing(raid):
+    if lun.rebuilding or _syncing(raid):
         return LunStatus.ONLINE, Health.REBUILDING
     if lun.suspect or lun.mismatches:
         return LunStatus.ONLINE, Health.FAILING_REDUNDANCY
@@ -52,9 +42,7 @@ def _syncing(raid: RaidStatus | None) -> bool:
 
 def tolerance(document: Document, observed: Observed, lun: Lun) -> int:
     """How many more members may be lost, whichever they are, without losing data."""
-    unusable = lost_members(document, observed, lun) | frozenset(
-        index for index, member in enumerate(lun.members) if member.state is MemberState.REBUILDING
-    )
+    unusable = observed.lost(document, lun) | lun.rebuilding
     count = len(lun.members)
     match lun.layout:
         case Layout.LINEAR | Layout.RAID0:
@@ -72,7 +60,7 @@ def member_state(document: Document, observed: Observed, lun: Lun, index: int) -
     member = lun.members[index]
     if document.drive_of(member.drive).status is DriveStatus.REMOVED:
         return "missing"
-    if index in lost_members(document, observed, lun):
+    if index in observed.lost(document, lun):
         return MemberState.FAILED.value
     if member.state is MemberState.REBUILDING:
         return MemberState.REBUILDING.value

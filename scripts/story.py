@@ -46,7 +46,10 @@ def run(command: str, *, quiet: bool = False) -> None:
     """Show a command as a user would type it, and run it. A failure ends the story."""
     if not quiet:
         prompt(command)
-    status = subprocess.run(["sh", "-c", command], stdin=subprocess.DEVNULL, check=False).returncode
+    # One stream, so that words and progress stay in their order wherever the output goes.
+    status = subprocess.run(
+        ["sh", "-c", command], stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, check=False
+    ).returncode
     if status:
         console.print(f"[bold red]that was not to happen: exit status {status}")
         sys.exit(1)

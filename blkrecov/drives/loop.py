@@ -14,7 +14,8 @@ import errno
 import fcntl
 import os
 import struct
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -44,6 +45,7 @@ LO_FLAGS_DIRECT_IO: Final = 16
 # struct loop_info64: device, inode, rdevice, offset, sizelimit; number, encrypt type, key size, flags; file name, crypt
 # name, key; init[2]. struct loop_config: fd, block size, one of the former, 8 reserved words.
 _INFO: Final = struct.Struct("=QQQQQIIII64s64s32s2Q")
+_INFO_FLAGS: Final = 8
 _CONFIG_HEAD: Final = struct.Struct("=II")
 _CONFIG_RESERVED: Final = bytes(64)
 
@@ -129,6 +131,45 @@ def detach(device: LoopDevice) -> bool:
     # The kernel answers 0 whether it detached the device or only marked it, so look again.
     after = _look(device.number)
     return after is None or after.backing != device.backing
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Keeps every loop device open that is attached now, so that none goes away between being looked at and being used.
+
+    One that was told to detach while udev looked at it is still there, marked autoclear, until udev closes it; what is
+    built on it then ends up on an empty device, or on the next file to get its number.
+    """
+    with ExitStack() as nodes:
+        for device in attached():
+            try:
+                node = os.open(device.path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:  # Gone already.
+                continue
+            nodes.callback(os.close, node)
+        yield
+
+
+def keep(device: LoopDevice) -> bool:
+    """Take back an earlier detach() that waits for the last close. False when the device has gone.
+
+    Kernel: LO_FLAGS_AUTOCLEAR can be cleared by LOOP_SET_STATUS64, linux/loop.h, LOOP_SET_STATUS_CLEARABLE_FLAGS.
+    """
+    node = _open(device.path, os.O_RDWR)
+    try:
+        info = _status(node, device.path)
+        if info is None or info.backing != device.backing:
+            return False
+        if info.flags & LO_FLAGS_AUTOCLEAR:
+            words = bytearray(_INFO.size)
+            fcntl.ioctl(node, LOOP_GET_STATUS64, words)
+            fields = list(_INFO.unpack(words))
+            fields[_INFO_FLAGS] &= ~LO_FLAGS_AUTOCLEAR
+            _ioctl("LOOP_SET_STATUS64", device.path, node, LOOP_SET_STATUS64, _INFO.pack(*fields))
+        after = _status(node, device.path)
+        return after is not None and after.backing == device.backing and not after.flags & LO_FLAGS_AUTOCLEAR
+    finally:
+        os.close(node)
 
 
 def find(path: str) -> LoopDevice | None:

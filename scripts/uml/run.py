@@ -16,7 +16,7 @@ what SIGTERM to this program does.
 """
 
 import argparse
-import ctypes
+import contextlib
 import os
 import shlex
 import shutil
@@ -38,7 +38,7 @@ GUEST_DIED = 125
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # Environment that the command sees: the caller's ways with terminals and tests, and nothing else of the host's.
-PASSED_ON = ("TERM", "COLUMNS", "LINES", "CI", "NO_COLOR", "FORCE_COLOR", "LANG")
+PASSED_ON = ("TERM", "COLUMNS", "CI", "NO_COLOR", "FORCE_COLOR", "LANG")
 PASSED_ON_PREFIXES = ("BLKRECOV_", "PYTEST_")
 GUEST_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -56,12 +56,16 @@ def parse_size(text: str) -> int:
 def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/vm",
-        usage="scripts/vm [--native] [--mem 2G] [--disk SIZE ...] [--timeout S] [--state DIR] [--out DIR] -- COMMAND...",
+        usage="scripts/vm [--native] [--mem 2G] [--disk SIZE ...] [--state DIR] [--out DIR] [--timeout S] -- COMMAND...",
         description="Run COMMAND as root on a real kernel with device-mapper, and exit with its status.",
         epilog="Exit status: the command's; 124 when the time ran out; 125 when the guest ended without the command's status.",
     )
-    parser.add_argument("--native", action="store_true", help="run on this machine's own kernel, where it has device-mapper")
-    parser.add_argument("--mem", type=parse_size, default=parse_size("2G"), metavar="SIZE", help="guest memory (default 2G)")
+    parser.add_argument(
+        "--native", action="store_true", help="run on this machine's own kernel, where it has device-mapper"
+    )
+    parser.add_argument(
+        "--mem", type=parse_size, default=parse_size("2G"), metavar="SIZE", help="guest memory (default 2G)"
+    )
     parser.add_argument(
         "--disk",
         type=parse_size,
@@ -71,9 +75,15 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
         metavar="SIZE",
         help="block devices /dev/ubda, /dev/ubdb, ...: sparse files in the state directory that keep their contents",
     )
-    parser.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds until a hang is assumed (default 600)")
-    parser.add_argument("--state", type=Path, metavar="DIR", help="where the disks are kept (default .vm in the working tree)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="a host directory that the command may write, as $BLKRECOV_VM_OUT")
+    parser.add_argument(
+        "--timeout", type=float, default=600, metavar="S", help="seconds until a hang is assumed (default 600)"
+    )
+    parser.add_argument(
+        "--state", type=Path, metavar="DIR", help="where the disks are kept (default .vm in the working tree)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="a host directory that the command may write, as $BLKRECOV_VM_OUT"
+    )
     options, command = words, []
     if "--" in words:
         split = words.index("--")
@@ -124,9 +134,7 @@ def make_disks(arguments: argparse.Namespace) -> list[str]:
 def write_job(job: Path, arguments: argparse.Namespace, terminal: bool) -> None:
     """Leave for the guest what it is to run, as a shell script: the quoting is the shell's own."""
     keep = {
-        name: value
-        for name, value in os.environ.items()
-        if name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)
+        name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)
     }
     keep["PATH"] = f"{HERE.parent.parent / '.venv/bin'}:{GUEST_PATH}"
     keep["HOME"] = "/root"
@@ -134,7 +142,7 @@ def write_job(job: Path, arguments: argparse.Namespace, terminal: bool) -> None:
         keep["BLKRECOV_VM_OUT"] = "/run/vm/out"
     if terminal:
         size = shutil.get_terminal_size()
-        keep.update(COLUMNS=str(size.columns), LINES=str(size.lines))
+        (job / "size").write_text(f"{size.lines} columns {size.columns}")
     lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(keep.items())]
     lines += [f"cd {shlex.quote(os.getcwd())}", f"exec {shlex.join(arguments.command)}", ""]
     (job / "command").write_text("\n".join(lines))
@@ -144,13 +152,24 @@ def write_job(job: Path, arguments: argparse.Namespace, terminal: bool) -> None:
         (job / "out").write_text(str(arguments.out.resolve()))
 
 
-def die_with_parent() -> None:
-    """In the child: no guest outlives this program, not even when this program is killed with SIGKILL."""
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG, linux/prctl.h
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+def cut_power(guest: subprocess.Popen[bytes]) -> None:
+    """Kill the guest's kernel with all its helpers. Its main process alone would leave those that write to the disks, and
+    they hold the locks that the next guest on the same disks needs.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(guest.pid, signal.SIGKILL)
 
 
-def tail(log: Path, lines: int = 15) -> str:
+def watch_over(guest: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+    """A process that cuts the guest's power when this one has gone, even by SIGKILL: its standard input ends then."""
+    return subprocess.Popen(
+        ["sh", "-c", f"cat >/dev/null; kill -s KILL -- -{guest.pid} 2>/dev/null"],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def tail(log: Path, lines: int = 60) -> str:
     text = log.read_bytes().decode(errors="replace").splitlines() if log.exists() else []
     return "\n".join(f"    {line}" for line in text[-lines:] if line.strip()) or "    (empty)"
 
@@ -160,7 +179,7 @@ def boot(arguments: argparse.Namespace, job: Path, terminal: bool) -> int:
     words = [
         KERNEL,
         f"mem={arguments.mem}",
-        f"umid=blkrecov-{os.getpid()}",
+        f"uml_dir={job}",
         "root=/dev/root",
         "rootfstype=hostfs",
         "rootflags=/",
@@ -174,30 +193,29 @@ def boot(arguments: argparse.Namespace, job: Path, terminal: bool) -> int:
     with console.open("wb") as log, open(os.devnull, "rb") as null:
         source = sys.stdin.fileno() if terminal else null.fileno()
         words += [f"con0=null,fd:{log.fileno()}", "con1=fd:0,fd:1", "con2=null,fd:2"]
-        guest = subprocess.Popen(
-            words,
-            stdin=source,
-            pass_fds=(log.fileno(),),
-            preexec_fn=die_with_parent,
-            start_new_session=not terminal,  # A terminal's own session must stay, or the guest cannot read from it.
-        )
-
-        def cut_power(_signal: int, _frame: object) -> None:
-            guest.kill()
-
-        signal.signal(signal.SIGTERM, cut_power)
-        signal.signal(signal.SIGINT, cut_power)
+        # A process group of its own, and on a terminal the one in the foreground, or it could not read from it.
+        guest = subprocess.Popen(words, stdin=source, pass_fds=(log.fileno(),), process_group=0)
+        if terminal:
+            signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+            os.tcsetpgrp(sys.stdin.fileno(), guest.pid)
+        guard = watch_over(guest)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda _number, _frame: cut_power(guest))
         try:
             guest.wait(timeout=arguments.timeout)
         except subprocess.TimeoutExpired:
-            guest.kill()
-            guest.wait()
             print(
                 f"scripts/vm: the command did not end within {arguments.timeout:g} s; the guest's power was cut.\n"
                 f"Last words of its kernel:\n{tail(console)}",
                 file=sys.stderr,
             )
             return TIMED_OUT
+        finally:
+            cut_power(guest)
+            guest.wait()
+            guard.communicate()
+            if terminal:
+                os.tcsetpgrp(sys.stdin.fileno(), os.getpgrp())
     status = job / "status"
     if status.exists() and status.read_text().strip():
         return int(status.read_text())

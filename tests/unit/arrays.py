@@ -52,10 +52,11 @@ def with_lun(
     on: tuple[str, ...] = (),
     members: int | None = None,
     exported: bool = True,
+    start: int | None = None,
 ) -> tuple[Document, Lun]:
-    """The array with one LUN more, and that LUN."""
+    """The array with one LUN more, and that LUN. `start` begins its UUIDs."""
     request = Request(name=name, layout=layout, size=Bytes(mib * MIB), drives=on, members=members, exported=exported)
-    document = provision.create(document, request, uuids(0x1000 * (len(document.luns) + 1))).document
+    document = provision.create(document, request, uuids(start or 0x1000 * (len(document.luns) + 1))).document
     return document, document.lun(name)
 
 

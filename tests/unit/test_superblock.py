@@ -14,8 +14,8 @@ IN_SYNC = 2**64 - 1
 def block(
     *, recovery: int = IN_SYNC, resync: int = IN_SYNC, failed: int = 0, magic: bytes = b"DmRd", rest: bytes = b""
 ) -> bytes:
-    """struct dm_raid_superblock of leg 1 of 3 after 77 events: magic is "DmRd" read as a little-endian number."""
-    head = magic[::-1] + struct.pack("<IIIQQQQ", 0, 3, 1, 77, failed, recovery, resync)
+    """struct dm_raid_superblock of leg 1 of 3 after 77 events."""
+    head = magic + struct.pack("<IIIQQQQ", 0, 3, 1, 77, failed, recovery, resync)
     return (head + rest).ljust(BLOCK, b"\0")
 
 

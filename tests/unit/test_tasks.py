@@ -40,7 +40,7 @@ def in_state(state: TaskState, percent: int = 0) -> Task:
     return msgspec.structs.replace(TASK, state=state, percent=percent)
 
 
-@pytest.mark.parametrize(("state", "event"), product(TaskState, Event))
+@pytest.mark.parametrize(("state", "event"), list(product(TaskState, Event)))
 def test_a_task_goes_where_the_table_says_and_nowhere_else(state: TaskState, event: Event) -> None:
     """Every pair; what an ended task is told is our own mistake, except a cancel, which people send too late."""
     to = LEGAL.get((state.value, event.value))

@@ -35,7 +35,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         parse_size(text)
 
 
-@pytest.mark.parametrize("text", ["4\N{KELVIN SIGN}", "9" * 5000])
+@pytest.mark.parametrize("text", ["4\N{KELVIN SIGN}", "9" * 5000], ids=["kelvin", "digits"])
 def test_odd_input_is_refused_like_any_other(text: str) -> None:
     """A kelvin sign matches K where case is ignored; Python's int() gives up on thousands of digits."""
     with pytest.raises(InvalidArgument):
@@ -46,9 +46,10 @@ def test_odd_input_is_refused_like_any_other(text: str) -> None:
 def test_any_text_is_a_size_above_zero_or_refused(text: str) -> None:
     """No text of the command line ends in a traceback."""
     try:
-        assert parse_size(text) > 0
-    except InvalidArgument as refused:
-        assert refused.remedy
+        size = parse_size(text)
+    except InvalidArgument:
+        return
+    assert size > 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,243 @@
+"""Run the tests in lanes, and sum them up.
+
+    check     format, lint, types: scripts/check
+    unit      tests/unit, here, in seconds
+    kernel    tests/kernel, each file in a guest of its own with a disk of its own, two guests at a time
+    crash     tests/crash, here; these boot guests themselves and cut their power
+
+A lane that ran no test has failed, and so has a guest that ended without results. In the kernel and crash lanes a test that was
+skipped, or was expected to fail, counts as failed: there the kernel is what it is meant to be.
+
+The counts come from JUnit files that pytest writes, in the guests as well. The last line is for people and programs that know
+pytest's; the exit status is 0 if everything passed, else 1.
+"""
+
+import argparse
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+GUESTS: Final = 2
+GUEST_OPTIONS: Final = ("--mem", "3G", "--disk", "3G", "--timeout", "900")
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """`trouble` holds what went wrong outside of any test, or is told beside the counts, a sentence each."""
+
+    passed: int = 0
+    failed: int = 0
+    errors: int = 0
+    skipped: int = 0
+    trouble: tuple[str, ...] = ()
+
+    @property
+    def tests(self) -> int:
+        return self.passed + self.failed + self.errors + self.skipped
+
+    @property
+    def good(self) -> bool:
+        return not (self.failed or self.errors)
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.passed + other.passed,
+            self.failed + other.failed,
+            self.errors + other.errors,
+            self.skipped + other.skipped,
+            self.trouble + other.trouble,
+        )
+
+    def __str__(self) -> str:
+        words = [
+            (self.failed, "failed"),
+            (self.passed, "passed"),
+            (self.skipped, "skipped"),
+            (self.errors, "error" if self.errors == 1 else "errors"),
+        ]
+        return ", ".join(f"{number} {word}" for number, word in words if number) or "no tests ran"
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """A lane that has run. The check lane has no tests: it fails, or says nothing."""
+
+    name: str
+    counts: Counts
+    seconds: float
+
+
+def results(junit: Path, status: int, what: str, *, strict: bool) -> Counts:
+    """What a run of pytest came to, from its JUnit file and its exit status. `strict`: nothing may be skipped."""
+    try:
+        suites = list(ElementTree.parse(junit).getroot().iter("testsuite"))
+    except (OSError, ElementTree.ParseError):
+        return Counts(errors=1, trouble=(f"{what} ended with status {status} and left no results",))
+    number = {
+        word: sum(int(suite.get(word, 0)) for suite in suites) for word in ("tests", "failures", "errors", "skipped")
+    }
+    failed, errors, skipped = number["failures"], number["errors"], number["skipped"]
+    passed = max(number["tests"] - failed - errors - skipped, 0)
+    trouble = []
+    if strict and skipped:
+        for suite in suites:
+            for case in suite.iter("testcase"):
+                if case.find("skipped") is not None:
+                    trouble.append(f"{case.get('classname')}.{case.get('name')} was skipped")
+        failed, skipped = failed + skipped, 0
+    counts = Counts(passed, failed, errors, skipped, tuple(trouble))
+    if not counts.tests:
+        return Counts(errors=1, trouble=(f"{what} ran no test",))
+    if status and counts.good:
+        return counts + Counts(errors=1, trouble=(f"{what} ended with status {status}",))
+    return counts
+
+
+class Runner:
+    """Starts processes, and ends them when it is told to end itself."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self._ending = False
+
+    def run(self, command: Iterable[str | Path], *, quiet: bool = False) -> tuple[int, str]:
+        """(exit status, output); the output is empty unless `quiet`, which keeps it from the terminal."""
+        with self._lock:
+            if self._ending:
+                return 1, ""
+            process = subprocess.Popen(
+                [str(word) for word in command],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if quiet else None,
+                stderr=subprocess.STDOUT if quiet else None,
+                text=True,
+                errors="replace",
+            )
+            self._running.add(process)
+        try:
+            output, _ = process.communicate()
+            return process.returncode, output or ""
+        finally:
+            with self._lock:
+                self._running.discard(process)
+
+    def end(self) -> None:
+        """Terminate all that runs. scripts/vm cuts its guest's power then."""
+        self._ending = True
+        for process in list(self._running):
+            process.terminate()
+
+    def check(self) -> Counts:
+        status, _ = self.run([ROOT / "scripts/check"])
+        return Counts(failed=1, trouble=("scripts/check failed",)) if status else Counts()
+
+    def here(self, directory: str, *, strict: bool) -> Counts:
+        junit = self._scratch / f"{directory.replace('/', '-')}.xml"
+        status, _ = self.run([sys.executable, "-m", "pytest", directory, "-q", f"--junit-xml={junit}"])
+        return results(junit, status, f"pytest {directory}", strict=strict)
+
+    def kernel(self) -> Counts:
+        # The longest files first, so that no guest is left alone with one at the end.
+        files = sorted(ROOT.glob("tests/kernel/test_*.py"), key=lambda file: -file.stat().st_size)
+        if not files:
+            return Counts(errors=1, trouble=("tests/kernel has no test files",))
+        with ThreadPoolExecutor(max_workers=GUESTS) as guests:
+            return sum(guests.map(self._guest, files), Counts())
+
+    def _guest(self, file: Path) -> Counts:
+        """Boot a guest for one file of tests; print its output whole, when it has ended."""
+        began = time.monotonic()
+        test = str(file.relative_to(ROOT))
+        with tempfile.TemporaryDirectory(dir=self._scratch, prefix=file.stem) as directory:
+            state, out = Path(directory) / "state", Path(directory) / "out"
+            # The working tree is read-only in the guest, in effect: no cache of an earlier run's failures.
+            pytest = shlex.join(["python", "-m", "pytest", test, "-q", "-p", "no:cacheprovider"])
+            inside = f'exec {pytest} --junit-xml="$BLKRECOV_VM_OUT/junit.xml"'
+            vm: list[str | Path] = [
+                ROOT / "scripts/vm",
+                *GUEST_OPTIONS,
+                "--state",
+                state,
+                "--out",
+                out,
+                "--",
+                "sh",
+                "-c",
+                inside,
+            ]
+            status, output = self.run(vm, quiet=True)
+            counts = results(out / "junit.xml", status, test, strict=True)
+        took = time.monotonic() - began
+        with self._lock:
+            print(f"----- {test}: {counts} in {took:.1f}s\n{output.rstrip()}", flush=True)
+        return counts
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/test",
+        description="Run the tests.",
+        epilog="check: format, lint, types. unit: no kernel needed, seconds. kernel, crash: on guests with a real kernel.",
+    )
+    parser.add_argument("lane", nargs="?", choices=["check", "unit", "kernel", "crash", "all"], default="all")
+    return parser.parse_args()
+
+
+def report(lanes: list[Lane], seconds: float) -> bool:
+    """Print a line for each lane and the closing one; whether all is well."""
+    print()
+    for lane in lanes:
+        tests = "passed" if lane.name == "check" and lane.counts.good else str(lane.counts)
+        print(f"{lane.name:<8}{tests} in {lane.seconds:.2f}s")
+        for sentence in lane.counts.trouble:
+            print(f"        {sentence}")
+    total = sum((lane.counts for lane in lanes), Counts())
+    only_check = total.good and [lane.name for lane in lanes] == ["check"]
+    print(f"===== {'check passed' if only_check else total} in {seconds:.2f}s =====", flush=True)
+    return total.good
+
+
+def main() -> int:
+    wanted = parse_arguments().lane
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="blkrecov-test-") as scratch:
+        runner = Runner(Path(scratch))
+
+        def stop(_signal: int, _frame: FrameType | None) -> None:
+            runner.end()
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        known: dict[str, Callable[[], Counts]] = {
+            "check": runner.check,
+            "unit": lambda: runner.here("tests/unit", strict=False),
+            "kernel": runner.kernel,
+            "crash": lambda: runner.here("tests/crash", strict=True),
+        }
+        lanes = []
+        for name, lane in known.items():
+            if wanted in (name, "all"):
+                print(f"===== {name} =====", flush=True)
+                start = time.monotonic()
+                counts = lane()
+                lanes.append(Lane(name, counts, time.monotonic() - start))
+    return 0 if report(lanes, time.monotonic() - began) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

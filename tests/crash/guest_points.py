@@ -1,0 +1,477 @@
+"""In the guest: operations of the control plane, cut short at each of their points; then the array is opened again and looked at.
+
+A point is a moment between two effects. Coarse points are after each step that the engine takes and after each copy of the
+configuration that it writes. Fine points are before each single effect: a device-mapper ioctl that changes something, a write to
+a drive's metadata, a directory, link or attribute of LIO, a file that comes or goes, a loop device.
+
+Order, one of two:
+    {"all": [operations], "fine": number of fine points per operation (null: all of them), "seed"}
+        Each point in turn, by ending the process there. Every process is forked from this one, which opens nothing itself.
+    {"check": operation or null, "next": operation or null, "share": 0 to 1, "seed"}
+        What a power cut left of the one is looked at; the other stops at that share of its fine points for the host to cut.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from blkrecov import engine, stack
+from blkrecov.actor import Actor
+from blkrecov.converge import converge
+from blkrecov.dm import names
+from blkrecov.dm.control import Control
+from blkrecov.drives import loop, raw
+from blkrecov.drives.store import DriveStore
+from blkrecov.engine import Array
+from blkrecov.errors import BlkrecovError
+from blkrecov.model import Document, MemberState
+from blkrecov.units import MIB, Bytes
+from tests.crash import inside
+from tests.crash.pattern import BLOCK, content
+from tests.crash.power import Json, order_of, told
+
+FILES: Final = Path("/mnt/crash")
+SIZE: Final = Bytes(32 * MIB)
+EXTRA: Final = str(FILES / "extra")
+MIBS: Final = 4
+"""Of each LUN. "base" is on d0 and d1 and nothing is done to it; "y" is on d2 and d3."""
+CHANGING: Final = (
+    "DEV_CREATE",
+    "TABLE_LOAD",
+    "DEV_SUSPEND",
+    "DEV_REMOVE",
+    "DEV_RENAME",
+    "TABLE_CLEAR",
+    "TARGET_MSG",
+)
+LOOP_CHANGING: Final = (loop.LOOP_CONFIGURE, loop.LOOP_CLR_FD)
+KILLED: Final = 9
+
+
+# Cutting short.
+
+
+class Points:
+    """Counts points, and does something at one of them."""
+
+    def __init__(self, at: int, then: Callable[[], None]) -> None:
+        self._at, self._then = at, then
+        self.names: list[str] = []
+
+    def reached(self, name: str) -> None:
+        self.names.append(name)
+        if len(self.names) == self._at:
+            told(f"point {self._at}: {name}")
+            self._then()
+
+
+def count_coarse(points: Points) -> None:
+    act, write_slot = Actor.act, DriveStore.write_slot
+
+    def acting(self: Actor, step: Any) -> Any:
+        undo = act(self, step)
+        points.reached(f"after {step.lines()[0]}")
+        return undo
+
+    def writing(self: DriveStore, *args: Any) -> int:
+        index = write_slot(self, *args)
+        points.reached(f"after the configuration was written to {self.path}")
+        return index
+
+    Actor.act, DriveStore.write_slot = acting, writing  # type: ignore[method-assign, assignment]
+
+
+def count_fine(points: Points) -> None:
+    ioctl, write = Control._ioctl, DriveStore._write
+    raw_write, raw_zero = raw.write, raw.zero
+
+    def asking(self: Control, operation: str, name: str, *args: Any, **kwargs: Any) -> bytes:
+        if operation in CHANGING:
+            points.reached(f"before {operation} {name}")
+        return ioctl(self, operation, name, *args, **kwargs)
+
+    def writing(self: DriveStore, offset: int, data: bytes) -> None:
+        points.reached(f"before {len(data)} bytes at {offset} of {self.path}")
+        write(self, offset, data)
+
+    def writing_raw(node: str, *args: Any) -> None:
+        points.reached(f"before a superblock of {node}")
+        raw_write(node, *args)
+
+    def zeroing(node: str, *args: Any) -> None:
+        points.reached(f"before zeroing {node}")
+        raw_zero(node, *args)
+
+    Control._ioctl, DriveStore._write = asking, writing  # type: ignore[method-assign]
+    raw.write, raw.zero = writing_raw, zeroing  # type: ignore[assignment]
+    sys.addaudithook(lambda event, args: _audited(points, event, args))
+
+
+def _audited(points: Points, event: str, args: tuple[Any, ...]) -> None:
+    ours = ("/sys/kernel/config/", str(FILES))
+    if event in ("os.mkdir", "os.rmdir", "os.remove", "os.symlink", "os.truncate"):
+        if any(str(arg).startswith(ours) for arg in args[:2]):
+            points.reached(f"before {event} {args[0]}")
+    elif event == "open":
+        path, _, flags = args
+        if flags & (os.O_WRONLY | os.O_RDWR) and str(path).startswith(ours):
+            points.reached(f"before writing {path}")
+    elif event == "fcntl.ioctl" and args[1] in LOOP_CHANGING:
+        points.reached(f"before a loop device is {'attached' if args[1] == loop.LOOP_CONFIGURE else 'detached'}")
+
+
+# Operations.
+
+
+def create(array: Array) -> None:
+    array.create_lun(array.propose_lun(inside.request("x", "raid1", MIBS, "d1,d2")))
+
+
+def add(array: Array) -> None:
+    array.add_drive(EXTRA, size=SIZE, name="extra", spare=False, force=False)
+
+
+def remove(array: Array) -> None:
+    array.remove_drive("extra")
+
+
+def extend(array: Array) -> None:
+    array.carry_out(array.propose_extend("y", Bytes((MIBS + 2) * MIB)))
+
+
+def delete(array: Array) -> None:
+    array.carry_out(array.propose_delete("y"))
+
+
+def fail(array: Array) -> None:
+    array.fail_drive("d2")
+
+
+def recover(array: Array) -> None:
+    array.start(*array.propose_recover("y", None))
+
+
+OPERATIONS: Final[dict[str, Callable[[Array], None]]] = {
+    "create": create,
+    "add": add,
+    "remove": remove,
+    "extend": extend,
+    "delete": delete,
+    "fail": fail,
+    "recover": recover,
+}
+
+
+def summary(document: Document) -> Json:
+    """What an operator would call the state. Where a lost member and its substitute are does not count."""
+    return {
+        "drives": {drive.name: drive.status.value for drive in document.drives},
+        "luns": {
+            lun.name: [
+                lun.size,
+                [
+                    (document.drive_of(member.drive).name if member.state is MemberState.IN_SYNC else "", member.state)
+                    for member in lun.members
+                ],
+            ]
+            for lun in document.luns
+        },
+        "tasks": sorted(task.kind.value for task in document.tasks if not task.state.ended),
+    }
+
+
+def prepare(operation: str) -> None:
+    """Bring the array from wherever an operation, or half of one, has left it to where it can be done."""
+    with inside.opened() as array:
+        wanted = {drive.path for drive in array.document.drives if drive.online}
+        for device in loop.attached():
+            if device.deleted or device.backing_file not in wanted:  # Told as a leak already.
+                loop.detach(device)
+        for task in array.document.tasks:
+            if not task.state.ended:
+                array.cancel(task.id)
+        have = {lun.name: lun for lun in array.document.luns}
+        if "x" in have:
+            array.carry_out(array.propose_delete("x"))
+        whole = "y" in have and have["y"].size == MIBS * MIB // 512 and not have["y"].lost
+        degraded = "y" in have and have["y"].lost
+        if "y" in have and not (degraded if operation == "recover" else whole):
+            array.carry_out(array.propose_delete("y"))
+        for drive in array.document.drives:
+            if not drive.online and not (operation == "recover" and degraded):
+                array.remove_drive(drive.name)
+                Path(drive.path).unlink()
+                array.add_drive(drive.path, size=SIZE, name=drive.name, spare=False, force=False)
+        if not any(lun.name == "y" for lun in array.document.luns):
+            make_lun(array, "y", "d2,d3")
+        extra = any(drive.name == "extra" for drive in array.document.drives)
+        if extra and operation != "remove":
+            array.remove_drive("extra")
+            extra = False
+        if not extra:
+            Path(EXTRA).unlink(missing_ok=True)
+        if operation == "remove" and not extra:
+            add(array)
+        if operation == "recover" and not array.document.lun("y").lost:
+            array.fail_drive("d2")
+
+
+def make_lun(array: Array, name: str, drives: str) -> None:
+    lun = array.create_lun(array.propose_lun(inside.request(name, "raid1", MIBS, drives)))
+    inside.write_all(inside.disk_of(array, lun), pattern())
+    inside.until_in_sync(array)
+
+
+def pattern() -> bytes:
+    return content(1, 0, MIBS * MIB // BLOCK, 1)
+
+
+# Looking.
+
+
+def state() -> Json:
+    with inside.opened() as array:
+        return summary(array.document)
+
+
+def look() -> Json:
+    """Open the array twice. The second time there must be nothing to do, and nothing may be there that nobody wants."""
+    wrong: list[str] = []
+    with inside.opened() as array:
+        first = array.document.sequence
+    steps: list[str] = []
+    act = Actor.act
+
+    def acting(self: Actor, step: Any) -> Any:
+        steps.append(step.lines()[0])
+        return act(self, step)
+
+    Actor.act = acting  # type: ignore[method-assign]
+    with inside.opened() as array:
+        if steps:
+            wrong.append(f"the second open still had to {steps}")
+        if array.document.sequence != first:
+            wrong.append(f"the second open wrote version {array.document.sequence} after {first}")
+        left = converge(array.document, array.observe())
+        if left:
+            wrong.append(f"what is there is not what is wanted: {left}")
+        wrong += leaks(array)
+        for lun in array.document.luns:
+            if lun.name in ("base", "y") and lun.uuid in array.observed.exports:
+                data = inside.read_all(inside.disk_of(array, lun))
+                if data[: len(pattern())] != pattern():
+                    wrong.append(f"LUN {lun.name} does not hold what was written to it")
+                if len(data) != lun.bytes:
+                    wrong.append(f"the disk of LUN {lun.name} has {len(data)} bytes, the LUN {lun.bytes}")
+        return {"state": summary(array.document), "wrong": wrong}
+
+
+def leaks(array: Array) -> list[str]:
+    """Objects of the kernel that are there and not wanted, or wanted and not there."""
+    document = array.document
+    online = [drive for drive in document.drives if drive.online]
+    wanted: list[stack.Device] = [stack.port(document, drive, None) for drive in document.drives]
+    for lun in document.luns:
+        legs = stack.legs(document, lun)
+        wanted += [*legs, stack.plex(document, lun, {leg.uuid: stack.node(leg.name) for leg in legs})]
+        wanted.append(stack.top(document, lun, failed=False))
+    with Control() as control:
+        devices = {entry.name for entry in control.devices() if entry.name.startswith(names.PREFIX)}
+    lio = Path("/sys/kernel/config/target")
+    found: dict[str, tuple[set[str], set[str]]] = {
+        "devices": (devices, {device.name for device in wanted}),
+        "loop devices": (
+            {device.backing_file for device in loop.attached()},
+            {drive.path for drive in online},
+        ),
+        "LIO backstores": (
+            {entry.name for entry in lio.glob("core/iblock_*/*") if entry.is_dir() and entry.name != "alua"},
+            {f"{names.PREFIX}-{inside.ARRAY}-{lun.name}" for lun in document.luns},
+        ),
+    }
+    targets, exports = len(list(lio.glob("loopback/naa.*"))), len(document.luns)
+    wrong = [
+        f"{what}: too many {sorted(there - due)}, missing {sorted(due - there)}"
+        for what, (there, due) in found.items()
+        if there != due
+    ]
+    if targets != exports:
+        wrong.append(f"{targets} LIO targets for {exports} LUNs")
+    return wrong
+
+
+# Running.
+
+
+def forked(work: Callable[[], Json | None]) -> tuple[int, Json]:
+    """Run something in a process of its own: (its exit status, what it returned). What it raises is told as "error"."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        try:
+            answer: Json = work() or {}
+        except BlkrecovError as error:
+            answer = {"error": f"{type(error).__name__}: {error.message}"}
+        except BaseException:
+            answer = {"error": traceback.format_exc()}
+        with open(writing, "w") as pipe:
+            pipe.write(json.dumps(answer))
+        os._exit(0)
+    os.close(writing)
+    with open(reading) as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status), json.loads(text or "{}")
+
+
+def must(work: Callable[[], Json | None]) -> Json:
+    status, answer = forked(work)
+    assert status == 0, answer
+    assert "error" not in answer, answer
+    return answer
+
+
+def operate(operation: str, counting: Callable[[Points], None], at: int, then: Callable[[], None]) -> Json:
+    with inside.opened() as array:
+        points = Points(at, then)
+        counting(points)
+        OPERATIONS[operation](array)
+    return {"names": points.names}
+
+
+def ready() -> None:
+    """The file system with the drives' files; a machine that starts for the first time makes it, and the array."""
+    stack.RECOVERY_CEILING = 16  # type: ignore[misc]  # KiB/s: a recovery that is begun is not over before it is looked at.
+    Path("/proc/sys/dev/raid/speed_limit_min").write_text("1")
+    FILES.mkdir()
+    disk = inside.ubd(0)
+    fresh = subprocess.run(["blkid", disk], check=False, capture_output=True).returncode != 0
+    if fresh:
+        subprocess.run(["mkfs.ext4", "-q", disk], check=True)
+    subprocess.run(["mount", disk, str(FILES)], check=True)
+    if fresh:
+        must(make)
+
+
+def make() -> None:
+    engine.create_array(inside.settings(), inside.ARRAY)
+    with inside.opened() as array:
+        for number in range(4):
+            path = str(FILES / f"d{number}")
+            array.add_drive(path, size=SIZE, name=f"d{number}", spare=False, force=False)
+        stack.RECOVERY_CEILING = 2**20  # type: ignore[misc]
+        make_lun(array, "base", "d0,d1")
+        make_lun(array, "y", "d2,d3")
+
+
+class Trial:
+    """All points of one operation."""
+
+    def __init__(self, operation: str) -> None:
+        self.operation = operation
+        self.before: Json = {}
+        self.after: Json = {}
+        self.rested = False
+        """Whether the array is known to be in the state before the operation."""
+        self.result: Json = {"done": 0, "undone": 0, "wrong": []}
+
+    def run(self, fine: int | None, chance: random.Random) -> Json:
+        coarse = self._reference(count_coarse)
+        for at in range(1, len(coarse) + 1):
+            self._cut_at(count_coarse, at, coarse[at - 1])
+        every = self._reference(count_fine)
+        numbers = range(1, len(every) + 1)
+        chosen = list(numbers) if fine is None else sorted(chance.sample(numbers, min(fine, len(every))))
+        for at in chosen:
+            self._cut_at(count_fine, at, every[at - 1])
+        return {**self.result, "coarse": len(coarse), "fine": len(every), "fine_tried": len(chosen)}
+
+    def _prepare(self) -> None:
+        if not self.rested:
+            must(lambda: prepare(self.operation))
+
+    def _reference(self, counting: Callable[[Points], None]) -> list[str]:
+        """The operation undisturbed: its points, and the states before and after it."""
+        self._prepare()
+        self.before = must(state)
+        self.rested = False
+        points: list[str] = must(lambda: operate(self.operation, counting, 0, lambda: None))["names"]
+        looked = must(look)
+        self.after = looked["state"]
+        assert not looked["wrong"], looked
+        assert self.after != self.before, self.after
+        return points
+
+    def _cut_at(self, counting: Callable[[Points], None], at: int, name: str) -> None:
+        where = f"{self.operation}, point {at}, {name}"
+        self._prepare()
+        self.rested = False
+        status, answer = forked(lambda: operate(self.operation, counting, at, lambda: os._exit(KILLED)))
+        if status != KILLED:
+            self.result["wrong"].append(f"{where}: was not reached: {answer}")
+            return
+        self._judge(where, forked(look)[1], again=counting is count_fine)
+
+    def _judge(self, where: str, looked: Json, *, again: bool) -> None:
+        wrong: list[str] = self.result["wrong"]
+        if "error" in looked:
+            wrong.append(f"{where}: cannot be opened: {looked['error']}")
+            return
+        wrong += [f"{where}: {what}" for what in looked["wrong"]]
+        if looked["state"] == self.after:
+            self.result["done"] += 1
+        elif looked["state"] == self.before:
+            self.result["undone"] += 1
+            self.rested = not looked["wrong"] and not again
+            if again:
+                # Whoever was cut short tries again, with the same words.
+                _, answer = forked(lambda: operate(self.operation, count_coarse, 0, lambda: None))
+                if "error" in answer:
+                    wrong.append(f"{where}: undone, and done again it ends in {answer['error']}")
+        else:
+            wrong.append(f"{where}: neither done nor undone: {looked['state']}")
+
+
+def main(order: Json) -> None:
+    ready()
+    if "all" in order:
+        results = {}
+        for operation in order["all"]:
+            chance = random.Random(f"{order['seed']} {operation}")
+            results[operation] = Trial(operation).run(order["fine"], chance)
+            told(f"{operation}: {results[operation]}")
+        inside.report(results)
+        return
+    result: Json = {}
+    if order["check"]:
+        result = forked(look)[1]
+    inside.report(result)
+    inside.mark(order["marker"] + "-looked")
+    operation = order["next"]
+    if operation:
+        must(lambda: prepare(operation))
+        before = must(state)
+        # A run that is undone again tells how many points there are.
+        points = must(lambda: operate(operation, count_fine, 0, lambda: None))["names"]
+        after = must(state)
+        must(lambda: prepare(operation))
+        at = 1 + int(order["share"] * len(points))
+        inside.report({**result, "before": before, "after": after, "point": points[at - 1]})
+
+        def stop_here() -> None:
+            inside.mark(order["marker"])
+            signal.pause()
+
+        forked(lambda: operate(operation, count_fine, at, stop_here))
+
+
+if __name__ == "__main__":
+    main(order_of(sys.argv))

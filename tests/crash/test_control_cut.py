@@ -1,0 +1,92 @@
+"""The control plane cut short: at every point of every operation by the process's end, at some by the machine's.
+
+What holds afterwards, whatever the point: the array opens; a second open finds nothing to do; no device, loop device or LIO
+object is left that nobody wants; the LUNs hold what was written to them; the operation has happened or it has not, and if it has
+not, the same command works now.
+"""
+
+import random
+from collections.abc import Callable
+from typing import Final
+
+import pytest
+
+from tests.crash.power import Json, Machine
+
+DISK_MIB: Final = 320
+OPERATIONS: Final = ("create", "add", "remove", "extend", "delete", "fail", "recover")
+FINE_SAMPLE: Final = 3
+CUTS: Final = 2
+DEADLINE_S: Final = 900.0
+
+
+@pytest.fixture(scope="module")
+def killed(
+    tmp_path_factory: pytest.TempPathFactory,
+    chance: Callable[[str], random.Random],
+    rounds: int,
+    figure: Callable[[str], None],
+) -> Json:
+    """All operations, in one guest."""
+    machine = Machine(tmp_path_factory.mktemp("points") / "machine", (DISK_MIB,))
+    fine = None if rounds > 2 else FINE_SAMPLE
+    order: Json = {"all": OPERATIONS, "fine": fine, "seed": chance("points").random()}
+    results = machine.run("guest_points", order, DEADLINE_S)
+    machine.discard()
+    for operation, result in results.items():
+        figure(
+            f"{operation}: killed at all {result['coarse']} coarse points and {result['fine_tried']} of {result['fine']} fine "
+            f"ones; {result['done']} times it was done, {result['undone']} times undone"
+        )
+    tried = sum(result["coarse"] + result["fine_tried"] for result in results.values())
+    figure(f"points at which a process was killed: {tried}")
+    return results
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_an_operation_that_is_killed_is_done_or_undone(killed: Json, operation: str) -> None:
+    """At each of its points; the next process to open the array finds what is missing, or what is too much, by looking."""
+    result = killed[operation]
+    assert result["wrong"] == []
+    assert result["done"] + result["undone"] == result["coarse"] + result["fine_tried"]
+    assert result["done"] > 0
+    assert result["undone"] > 0
+
+
+def test_an_operation_under_a_power_cut_is_done_or_undone(
+    tmp_path_factory: pytest.TempPathFactory,
+    chance: Callable[[str], random.Random],
+    rounds: int,
+    figure: Callable[[str], None],
+) -> None:
+    """As above, but the kernel's half is gone as well; only what was flushed to the drives counts."""
+    machine = Machine(tmp_path_factory.mktemp("power") / "machine", (DISK_MIB,))
+    random_ = chance("control power")
+    cuts = CUTS if rounds <= 2 else 2 * rounds
+    previous: Json = {}
+    for number in range(cuts + 1):
+        operation = random_.choice(OPERATIONS) if number < cuts else None
+        order: Json = {
+            "check": bool(previous),
+            "next": operation,
+            "share": random_.random(),
+            "marker": f"marker-{number}",
+        }
+        with machine.running("guest_points", order) as guest:
+            guest.until_marked(f"marker-{number}-looked")
+            if previous:
+                looked = machine.report()
+                assert looked.get("error") is None, previous
+                assert looked["wrong"] == [], previous
+                assert looked["state"] in (previous["before"], previous["after"]), previous
+                figure(
+                    f"power cut in {previous['operation']}, {previous['point']}: "
+                    f"{'done' if looked['state'] == previous['after'] else 'undone'}"
+                )
+            if operation is None:
+                guest.finish()
+            else:
+                guest.until_marked(f"marker-{number}")
+                guest.cut()
+        previous = {**machine.report(), "operation": operation}
+    machine.discard()

@@ -1,0 +1,35 @@
+"""Fixtures of the tests that need an array: an ext4 for its drives, and an array that is gone when the test has ended."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.lab import Lab, Slow, made, run
+
+DISK = Path("/dev/ubda")
+
+
+@pytest.fixture(scope="session")
+def ext4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file system on which direct I/O can be had; the guest's own is an overlay in memory, which has none."""
+    if not DISK.is_block_device():
+        pytest.fail("these tests want a disk for their drives: scripts/vm --mem 3G --disk 3G -- python -m pytest ...")
+    point = tmp_path_factory.mktemp("ext4")
+    run("mkfs.ext4", "-q", "-F", "-E", "nodiscard", str(DISK))
+    run("mount", str(DISK), str(point))
+    yield point
+    run("umount", str(point))
+
+
+@pytest.fixture
+def slow(ext4: Path) -> Iterator[Slow]:
+    """Ask for it before `lab`, so that it is there for longer."""
+    with Slow.made(ext4) as slow:
+        yield slow
+
+
+@pytest.fixture
+def lab(ext4: Path) -> Iterator[Lab]:
+    with made(ext4) as lab:
+        yield lab

@@ -1,0 +1,909 @@
+"""From what is wanted and what is there to the steps between, on a machine in memory.
+
+The machine knows the rules that a plan can break (a name is taken, a device is in use, a table names a device that is not there,
+a member without superblock among members that have one) and the little of dm-raid that decides the next plan: superblocks, a leg
+that is given up when md meets its failure, a rebuild that a table asks for. What the real one does is tested in tests/kernel.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from blkrecov import provision, recover
+from blkrecov.converge import Group, converge, converge_ports, take_note
+from blkrecov.dm import names
+from blkrecov.dm.superblock import Superblock
+from blkrecov.dm.table import Table, TargetLine
+from blkrecov.model import Document, DriveStatus, Layout, Lun, MemberState
+from blkrecov.observed import Backing, Exported, Live, Observed
+from blkrecov.proposal import Proposal
+from blkrecov.stack import Layer
+from blkrecov.steps import (
+    ClearInactive,
+    CreateDevice,
+    Export,
+    ForceResync,
+    RemoveDevice,
+    RenameDevice,
+    ReplaceTable,
+    Rescan,
+    Resume,
+    SettleFailures,
+    Step,
+    Unexport,
+    ZeroExtent,
+)
+from blkrecov.units import MIB, Bytes, Sectors
+from tests.unit.arrays import FAULT_TOLERANT, array, drive, drives, uuids, with_lun, with_states
+
+LOST = MemberState.FAILED
+REBUILDING = MemberState.REBUILDING
+NODE = "/dev/mapper/"
+Place = tuple[str, int]
+
+
+@dataclass
+class Plex:
+    """What md knows of a loaded plex: the places of its superblocks (None: unreadable when loaded), a letter per leg."""
+
+    places: list[Place | None]
+    letters: list[str]
+
+
+@dataclass
+class Machine:
+    """Devices by name. Superblocks lie on backing devices and outlive everything else."""
+
+    backings: dict[UUID, Backing] = field(default_factory=dict)
+    devices: dict[str, Live] = field(default_factory=dict)
+    plexes: dict[str, Plex] = field(default_factory=dict)
+    exports: dict[UUID, tuple[str, int]] = field(default_factory=dict)
+    superblocks: dict[Place, Superblock] = field(default_factory=dict)
+    made: int = 0
+
+    @classmethod
+    def with_drives(cls, document: Document) -> "Machine":
+        return cls(
+            backings={
+                drive.uuid: Backing(device=f"/dev/loop{index}", number=f"7:{index}")
+                for index, drive in enumerate(document.drives)
+            }
+        )
+
+    # What the world does.
+
+    def power_cut(self) -> None:
+        """Memory is gone, and md left every bitmap as it was."""
+        self.devices, self.plexes, self.exports = {}, {}, {}
+
+    def rebuilt(self) -> None:
+        """The kernel has regenerated every leg that it was at."""
+        for plex in self.plexes.values():
+            plex.letters = ["A" if letter == "a" else letter for letter in plex.letters]
+
+    def change(self, name: str, *, suspended: bool | None = None, inactive: bool | None = None) -> None:
+        live = self.devices[name]
+        self.devices[name] = replace(
+            live,
+            suspended=live.suspended if suspended is None else suspended,
+            inactive=live.inactive if inactive is None else inactive,
+        )
+
+    # What is seen of it.
+
+    def observe(self, document: Document) -> Observed:
+        live = {device.uuid: replace(device, status=self._status(device)) for device in self.devices.values()}
+        exports = {uuid: Exported(disk="/dev/sda", naa="6001405") for uuid in self.exports}
+        seen = Observed(devices=live, backings=self.backings, exports=exports)
+        idle = [lun for lun in document.luns if lun.layout.fault_tolerant and not seen.loaded(lun)]
+        superblocks = {
+            member.uuid: self.superblocks.get((self.backings[member.drive].number, member.meta[0].start))
+            for lun in idle
+            for member in lun.members
+            if member.drive in self.backings
+        }
+        return Observed(devices=live, backings=self.backings, exports=exports, superblocks=superblocks)
+
+    def _status(self, device: Live) -> Table:
+        if device.name not in self.plexes or not device.table or device.table[0].kind != "raid":
+            return ()
+        kind, letters = device.table[0].params.split()[0], "".join(self.plexes[device.name].letters)
+        done, action = (0, "recover") if "a" in letters else (64, "idle")
+        text = f"{kind} {len(letters)} {letters} {done}/64 {action} 0 0 -"
+        return (TargetLine(start=Sectors(0), length=device.table[0].length, kind="raid", params=text),)
+
+    def state(self) -> dict[str, object]:
+        """All that a host or an operator could tell apart; numbers as names, and no raid options that count for one load."""
+        by_number = {device.number: device.name for device in self.devices.values()}
+        found: dict[str, object] = {}
+        for name, device in self.devices.items():
+            lines = []
+            for line in device.table:
+                words = [by_number.get(word, word) for word in line.params.split()]
+                if line.kind == "raid":
+                    words = [words[0], *words[2 + int(words[1]) :]]
+                lines.append((line.start, line.length, line.kind, *words))
+            letters = self.plexes[name].letters if name in self.plexes else []
+            found[name] = (device.uuid, lines, device.suspended, device.inactive, letters)
+        return found | {f"export {uuid}": export for uuid, export in self.exports.items()}
+
+    # What steps do.
+
+    def act(self, step: Step) -> None:
+        match step:
+            case CreateDevice():
+                name = step.device.name
+                assert name not in self.devices, f"{name} is taken"
+                assert step.device.uuid not in {device.uuid for device in self.devices.values()}
+                self._load(name, step.device.uuid, f"253:{self.made}", step.device.table)
+                self.made += 1
+            case ReplaceTable():
+                live = self.devices[step.name]
+                assert not live.inactive, f"{step.name} has a table that nobody asked for"
+                self._load(step.name, live.uuid, live.number, step.table)
+            case ClearInactive():
+                self.change(step.name, inactive=False)
+            case Resume():
+                self.change(step.name, suspended=False)
+            case SettleFailures():
+                self._settle(step.name)
+                self.change(step.name, suspended=False)
+            case RemoveDevice():
+                assert not self._users(step.name), f"{step.name} is in use by {self._users(step.name)}"
+                del self.devices[step.name]
+                self.plexes.pop(step.name, None)
+            case RenameDevice():
+                assert step.new not in self.devices, f"{step.new} is taken"
+                self.devices[step.new] = replace(self.devices.pop(step.name), name=step.new)
+                if step.name in self.plexes:
+                    self.plexes[step.new] = self.plexes.pop(step.name)
+            case ZeroExtent():
+                number = self._resolve(self.devices[step.port.removeprefix(NODE)].table[0].params.split()[0])
+                self.superblocks.pop((number, step.extent.start), None)
+            case ForceResync():
+                number = self._resolve(self.devices[step.port.removeprefix(NODE)].table[0].params.split()[0])
+                place = (number, step.sector)
+                assert not any(place in plex.places for plex in self.plexes.values()), "a loaded superblock is changed"
+                self.superblocks[place] = replace(self.superblocks[place], resync_offset=0)
+            case Export():
+                table = self.devices[step.node.removeprefix(NODE)].table
+                self.exports[step.uuid] = (step.node, sum(line.length for line in table))
+            case Unexport():
+                del self.exports[step.uuid]
+            case Rescan():
+                node = self.exports[step.uuid][0]
+                self.exports[step.uuid] = (
+                    node,
+                    sum(line.length for line in self.devices[node.removeprefix(NODE)].table),
+                )
+            case _:
+                raise AssertionError(f"converge does not give {step}")
+
+    def _resolve(self, word: str) -> str:
+        if word.startswith(NODE):
+            return self.devices[word.removeprefix(NODE)].number
+        numbers = {backing.device: backing.number for backing in self.backings.values()}
+        return numbers[word] if word.startswith("/dev/") else word
+
+    def _load(self, name: str, uuid: str, number: str, table: Table) -> None:
+        table = tuple(
+            replace(line, params=" ".join(self._resolve(word) for word in line.params.split())) for line in table
+        )
+        live = Live(
+            name=name, uuid=uuid, number=number, table=table, status=(), suspended=False, inactive=False, open_count=0
+        )
+        if table[0].kind == "raid":
+            self._load_raid(name, table[0].params.split())
+        self.devices[name] = live
+
+    def _load_raid(self, name: str, words: list[str]) -> None:
+        options = words[2 : 2 + int(words[1])]
+        rebuild = [int(options[at + 1]) for at, word in enumerate(options) if word == "rebuild"]
+        pairs = words[3 + int(words[1]) :]
+        metas = pairs[::2]
+        if metas[0] == "-":  # raid0 keeps nothing.
+            self.plexes[name] = Plex([None] * len(metas), ["A"] * len(metas))
+            return
+        places = [self._place(meta) for meta in metas]
+        known = [place in self.superblocks for place in places if place is not None]
+        before = self.plexes.get(name)
+        letters = []
+        for index, place in enumerate(places):
+            if place is not None and any(known) and place not in self.superblocks:
+                assert index in rebuild, f"leg {index} of {name} is new: the kernel wants to be told to rebuild it"
+            known_failed = before is not None and before.places[index] == place and before.letters[index] == "D"
+            letters.append("a" if index in rebuild else "D" if known_failed else "A")
+            if place is not None and (place not in self.superblocks or index in rebuild):
+                self.superblocks[place] = Superblock(
+                    legs=len(metas), position=index, events=1, failed=0, recovery_offset=None, resync_offset=None
+                )
+        self.plexes[name] = Plex(places, letters)
+
+    def _place(self, number: str) -> Place | None:
+        """Where a leg's first sector is; None where reading it fails."""
+        offset = 0
+        while not number.startswith("7:"):
+            line = next(device.table[0] for device in self.devices.values() if device.number == number)
+            if line.kind == "error":
+                return None
+            assert line.kind == "linear"
+            number, start = line.params.split()
+            offset += int(start)
+        return number, offset
+
+    def _settle(self, name: str) -> None:
+        """md gives up legs that fail it, but never the last one of a mirror."""
+        metas = self.devices[name].table[0].params.split()
+        metas = metas[3 + int(metas[1]) :: 2]
+        plex = self.plexes[name]
+        for index, meta in enumerate(metas):
+            if self._place(meta) is None and [letter for letter in plex.letters if letter != "D"] != [
+                plex.letters[index]
+            ]:
+                plex.letters[index] = "D"
+
+    def _users(self, name: str) -> list[str]:
+        number = self.devices[name].number
+        found = [
+            device.name
+            for device in self.devices.values()
+            if any(number in line.params.split() for line in device.table)
+        ]
+        return found + [str(uuid) for uuid, (node, _) in self.exports.items() if node == NODE + name]
+
+    # What the engine does.
+
+    def prepare(self, proposal: Proposal) -> Document:
+        for step in proposal.prepare:
+            self.act(step)
+        return proposal.document
+
+    def plan(self, document: Document, *, unclean: bool = False) -> list[Step]:
+        groups = converge(document, self.observe(document), unclean=unclean)
+        return [step for group in groups for step in group.steps]
+
+    def run(self, document: Document, *, unclean: bool = False, limit: int | None = None) -> list[Step]:
+        """Carry the plan out, or its first `limit` steps; return it whole."""
+        plan = self.plan(document, unclean=unclean)
+        for step in plan[:limit]:
+            self.act(step)
+        return plan
+
+
+def running(document: Document) -> Machine:
+    """A machine on which the array runs, all of it in sync."""
+    machine = Machine.with_drives(document)
+    machine.run(document)
+    return machine
+
+
+def whole(layout: Layout = Layout.RAID1, number: int = 6) -> Document:
+    """An array of so many drives with one LUN, v; a mirror lies on d0 and d1."""
+    return with_lun(drives(number), layout)[0]
+
+
+def kinds(steps: list[Step]) -> list[str]:
+    return [type(step).__name__ for step in steps]
+
+
+# From nothing to everything.
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_devices_are_made_from_the_bottom_up(layout: Layout) -> None:
+    """Ports for all first, then each LUN from its legs to the SCSI disk."""
+    document = whole(layout)
+    ports, lun = converge(document, Machine.with_drives(document).observe(document))
+    assert (ports.lun, lun.lun) == (None, document.lun("v").uuid)
+    layers = [[step.device.layer for step in group.steps if isinstance(step, CreateDevice)] for group in (ports, lun)]
+    assert layers[0] == [Layer.PORT] * 6
+    assert layers[1] == sorted(layers[1])
+    assert layers[1][-2:] == [Layer.PLEX, Layer.LUN]
+    assert isinstance(lun.steps[-1], Export)
+
+
+def test_a_mirror_from_nothing() -> None:
+    """The names, in the order of their making."""
+    document, _ = with_lun(drives(2), Layout.RAID1)
+    plan = Machine.with_drives(document).plan(document)
+    assert [step.device.name for step in plan if isinstance(step, CreateDevice)] == [
+        "blkrecov-lab-drive-d0",
+        "blkrecov-lab-drive-d1",
+        "blkrecov-lab-v-rmeta_0",
+        "blkrecov-lab-v-rimage_0",
+        "blkrecov-lab-v-rmeta_1",
+        "blkrecov-lab-v-rimage_1",
+        "blkrecov-lab-v-plex",
+        "blkrecov-lab-v",
+    ]
+    assert plan[-1] == Export("v", document.lun("v").uuid, "/dev/mapper/blkrecov-lab-v")
+
+
+def test_a_lun_that_is_not_exported_has_no_disk() -> None:
+    """--no-export: its node is what the host uses."""
+    document, _ = with_lun(drives(2), Layout.RAID1, exported=False)
+    assert "Export" not in kinds(Machine.with_drives(document).plan(document))
+
+
+def test_ports_alone_can_be_had() -> None:
+    """Superblocks are read through them, before anything is decided about LUNs."""
+    document = whole()
+    steps = converge_ports(document, Machine.with_drives(document).observe(document))
+    assert kinds(list(steps)) == ["CreateDevice"] * 6
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_what_is_done_is_not_done_again(layout: Layout) -> None:
+    """No groups: nothing that a crash could interrupt."""
+    document = whole(layout)
+    machine = running(document)
+    assert converge(document, machine.observe(document)) == ()
+    assert converge(document, machine.observe(document), unclean=True) == ()
+
+
+def test_each_lun_is_a_group() -> None:
+    """One that cannot be brought up does not hold up the others."""
+    document, v = with_lun(drives(4), Layout.RAID1, "v")
+    document, w = with_lun(document, Layout.RAID0, "w")
+    groups: tuple[Group, ...] = converge(document, Machine.with_drives(document).observe(document))
+    assert [group.lun for group in groups] == [None, v.uuid, w.uuid]
+
+
+# Growing.
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_a_lun_grows_from_the_bottom_up(layout: Layout) -> None:
+    """A table never names sectors that are not there yet; the host hears of it last."""
+    document = whole(layout)
+    machine = running(document)
+    document = provision.extend(document, document.lun("v"), Bytes(100 * MIB), uuids(0x9000)).document
+    plan = machine.run(document)
+    replaced = [step.name for step in plan if isinstance(step, ReplaceTable)]
+    assert replaced[-2:] == ["blkrecov-lab-v-plex", "blkrecov-lab-v"]
+    assert kinds(plan) == ["ReplaceTable"] * (len(plan) - 1) + ["Rescan"]
+    assert machine.exports[document.lun("v").uuid][1] == 100 * 2048
+    assert machine.plan(document) == []
+
+
+# Failures.
+
+
+@pytest.mark.parametrize("layout", FAULT_TOLERANT)
+def test_a_failed_drive_replaces_one_table(layout: Layout) -> None:
+    """The port's; the kernel is made to notice and to write it down. No flush: what is under way may never end."""
+    document, _ = with_lun(drives(6), layout, on=tuple(f"d{number}" for number in range(layout.minimum)))
+    machine = running(document)
+    document = provision.fail_drive(document, "d0").document
+    port, settle = machine.run(document)
+    assert isinstance(port, ReplaceTable)
+    assert (port.name, port.table[0].kind, port.flush) == ("blkrecov-lab-drive-d0", "error", False)
+    assert settle == SettleFailures("blkrecov-lab-v-plex")
+    assert machine.plan(document) == []
+
+
+def test_a_failed_drive_changes_nothing_for_luns_elsewhere() -> None:
+    """Only those that lie on it."""
+    document, _ = with_lun(drives(4), Layout.RAID1, "v", on=("d0", "d1"))
+    document, _ = with_lun(document, Layout.RAID1, "w", on=("d2", "d3"))
+    machine = running(document)
+    plan = machine.plan(provision.fail_drive(document, "d0").document)
+    assert [step.name for step in plan if isinstance(step, ReplaceTable | SettleFailures)] == [
+        "blkrecov-lab-drive-d0",
+        "blkrecov-lab-v-plex",
+    ]
+    assert len(plan) == 2
+
+
+@pytest.mark.parametrize("layout", FAULT_TOLERANT)
+def test_a_degraded_lun_is_brought_up_without_the_lost_member(layout: Layout) -> None:
+    """All its devices are there, and its superblocks record the loss before anybody writes."""
+    document, _ = with_lun(drives(6), layout, on=tuple(f"d{number}" for number in range(layout.minimum)))
+    machine = running(document)
+    machine.power_cut()
+    document = provision.fail_drive(document, "d0").document
+    plan = machine.run(document)
+    assert kinds(plan)[-4:] == ["CreateDevice", "SettleFailures", "CreateDevice", "Export"]
+    assert machine.plan(document) == []
+
+
+def test_a_lost_member_on_a_drive_that_works_is_cut_off() -> None:
+    """md gave the leg up after a write error; the drive answers, and what the leg holds is stale."""
+    document = whole()
+    machine = running(document)
+    document = document.with_lun(with_states(document.lun("v"), LOST))
+    replaced = [step for step in machine.run(document) if isinstance(step, ReplaceTable)]
+    assert [(step.name, step.table[0].kind) for step in replaced] == [
+        ("blkrecov-lab-v-rmeta_0", "error"),
+        ("blkrecov-lab-v-rimage_0", "error"),
+    ]
+    assert machine.plan(document) == []
+
+
+def test_a_lun_that_lost_too_much_is_an_error_device() -> None:
+    """Its plex is not loaded: the kernel would refuse, or worse. Its node is there and says EIO; there is no disk to export."""
+    document, _ = with_lun(drives(4), Layout.RAID5, on=("d0", "d1", "d2"))
+    document = provision.fail_drive(provision.fail_drive(document, "d0").document, "d1").document
+    machine = Machine.with_drives(document)
+    plan = machine.run(document)
+    assert "blkrecov-lab-v-plex" not in machine.devices
+    assert [line.kind for line in machine.devices["blkrecov-lab-v"].table] == ["error"]
+    assert "Export" not in kinds(plan)
+    assert machine.plan(document) == []
+
+
+def test_a_lun_that_dies_while_it_runs_is_left_to_the_kernel() -> None:
+    """What is left of it keeps answering, and nothing is asked again and again: md never gives up a mirror's last leg."""
+    document, _ = with_lun(drives(3), Layout.RAID1, on=("d0", "d1"))
+    machine = running(document)
+    for name in ("d0", "d1"):
+        document = provision.fail_drive(document, name).document
+        machine.run(document)
+    assert "blkrecov-lab-v-plex" in machine.devices
+    assert machine.plan(document) == []
+
+
+def test_a_rebuilding_member_does_not_keep_a_lun_alive() -> None:
+    """The only whole member is lost: what the other one holds is half of the data."""
+    document, lun = with_lun(drives(3), Layout.RAID1, on=("d0", "d1"))
+    document = provision.fail_drive(
+        document.with_lun(with_states(lun, lun.members[0].state, REBUILDING)), "d0"
+    ).document
+    machine = Machine.with_drives(document)
+    machine.run(document)
+    assert "blkrecov-lab-v-plex" not in machine.devices
+
+
+def test_a_drive_that_is_away_has_a_port_that_fails() -> None:
+    """The document does not know yet; the port is made all the same, and waits."""
+    document = whole()
+    machine = Machine.with_drives(document)
+    del machine.backings[document.drives[0].uuid]
+    document = take_note(document, machine.observe(document), unclean=False)
+    machine.run(document)
+    assert machine.devices["blkrecov-lab-drive-d0"].table[0].kind == "error"
+    assert document.lun("v").lost == {0}
+    assert machine.plan(document) == []
+
+
+# Substitution.
+
+
+def substituted(machine: Machine, document: Document, name: str = "d0", start: int = 0x9000) -> Document:
+    """After d0 failed and Recover was asked for: the document and the prepared drive, no device changed."""
+    document = provision.fail_drive(document, name).document
+    machine.run(document)
+    raid = machine.observe(document).raid(document.lun("v"))
+    return machine.prepare(recover.propose(document, document.lun("v"), raid, None, uuids(start))[0])
+
+
+def test_a_substitution_step_by_step() -> None:
+    """New legs beside the old ones, one load that asks for the rebuild, the old legs gone, the names in order."""
+    document, _ = with_lun(drives(3), Layout.RAID1, on=("d0", "d1"))
+    machine = running(document)
+    document = substituted(machine, document)
+    plan = machine.run(document)
+    told = [
+        (type(step).__name__, step.device.name if isinstance(step, CreateDevice) else step.lines()[0]) for step in plan
+    ]
+    assert told == [
+        ("CreateDevice", "blkrecov-lab-v-rmeta_0_new"),
+        ("CreateDevice", "blkrecov-lab-v-rimage_0_new"),
+        ("ReplaceTable", "suspend blkrecov-lab-v-plex, load this table, resume"),
+        ("RemoveDevice", "remove blkrecov-lab-v-rimage_0"),
+        ("RemoveDevice", "remove blkrecov-lab-v-rmeta_0"),
+        ("RenameDevice", "rename blkrecov-lab-v-rmeta_0_new to blkrecov-lab-v-rmeta_0"),
+        ("RenameDevice", "rename blkrecov-lab-v-rimage_0_new to blkrecov-lab-v-rimage_0"),
+    ]
+    load = plan[2]
+    assert isinstance(load, ReplaceTable)
+    assert load.table[0].params == (
+        "raid1 7 0 rebuild 0 max_recovery_rate 16777216 region_size 2048 2 "
+        "/dev/mapper/blkrecov-lab-v-rmeta_0_new /dev/mapper/blkrecov-lab-v-rimage_0_new "
+        "/dev/mapper/blkrecov-lab-v-rmeta_1 /dev/mapper/blkrecov-lab-v-rimage_1"
+    )
+    assert machine.plan(document) == []
+
+
+@pytest.mark.parametrize("layout", FAULT_TOLERANT)
+def test_a_substituted_lun_is_as_if_it_had_always_been_so(layout: Layout) -> None:
+    """Also when the rebuild has ended and the document calls the member in sync."""
+    document, _ = with_lun(drives(6), layout, on=tuple(f"d{number}" for number in range(layout.minimum)))
+    machine = running(document)
+    document = substituted(machine, document)
+    machine.run(document)
+    assert machine.plexes["blkrecov-lab-v-plex"].letters == ["a", *"A" * (layout.minimum - 1)]
+    machine.rebuilt()
+    document = document.with_lun(recover.rebuilt(document.lun("v")))
+    assert machine.plan(document) == []
+    fresh = Machine.with_drives(document)
+    fresh.superblocks = machine.superblocks
+    fresh.run(document)
+    assert fresh.state() == machine.state()
+
+
+def test_a_rebuild_goes_on_after_a_power_cut() -> None:
+    """The new member has a superblock that knows how far it is: `rebuild` would start again at sector 0."""
+    document, _ = with_lun(drives(3), Layout.RAID1, on=("d0", "d1"))
+    machine = running(document)
+    document = substituted(machine, document)
+    machine.run(document)
+    machine.power_cut()
+    loads = [step.device.table[0].params for step in machine.plan(document) if isinstance(step, CreateDevice)]
+    assert [text for text in loads if "rebuild" in text] == []
+
+
+def test_a_substitution_that_never_began_begins_after_a_power_cut() -> None:
+    """The document has the new member and its metadata is zeros: it has to be regenerated from the start."""
+    document, _ = with_lun(drives(3), Layout.RAID1, on=("d0", "d1"))
+    machine = running(document)
+    document = substituted(machine, document)
+    machine.power_cut()
+    machine.run(document)
+    assert machine.plexes["blkrecov-lab-v-plex"].letters == ["a", "A"]
+
+
+@pytest.mark.parametrize("done", range(7))
+def test_a_substitute_that_fails_is_substituted_too(done: int) -> None:
+    """However far its own substitution had come: no name is asked for twice."""
+    document, _ = with_lun(drives(4), Layout.RAID1, on=("d0", "d1"))
+    machine = running(document)
+    document = substituted(machine, document)
+    machine.run(document, limit=done)
+    second = document.drive_of(document.lun("v").members[0].drive).name
+    document = msgspec.structs.replace(document, tasks=())
+    document = provision.fail_drive(document, second).document
+    document = machine.prepare(recover.propose(document, document.lun("v"), None, None, uuids(0xA000))[0])
+    machine.run(document)
+    assert machine.plan(document) == []
+    assert machine.plexes["blkrecov-lab-v-plex"].letters == ["a", "A"]
+
+
+# Deletion.
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_a_deleted_lun_goes_from_the_top_down(layout: Layout) -> None:
+    """The SCSI disk, the LUN, the plex, the legs; the ports stay. The LUN's removal is for udev to see."""
+    document = whole(layout)
+    machine = running(document)
+    document = provision.delete(document, document.lun("v"), ()).document
+    plan = machine.run(document)
+    assert kinds(plan) == ["Unexport"] + ["RemoveDevice"] * (len(plan) - 1)
+    removed = [(step.name, step.visible) for step in plan if isinstance(step, RemoveDevice)]
+    assert removed[:2] == [("blkrecov-lab-v", True), ("blkrecov-lab-v-plex", False)]
+    assert sorted(machine.devices) == [f"blkrecov-lab-drive-d{number}" for number in range(6)]
+
+
+def test_a_removed_drive_loses_its_port() -> None:
+    """And nothing else changes."""
+    document, _ = with_lun(drives(3), Layout.RAID1, on=("d0", "d1"))
+    machine = running(document)
+    document = provision.remove_drive(document, "d2").document
+    assert machine.plan(document) == [RemoveDevice("blkrecov-lab-drive-d2", False)]
+
+
+def test_a_new_lun_never_lies_on_a_deleted_one_s_plex() -> None:
+    """The old LUN's devices are there still (its process was killed, or something held them) when its name is used again."""
+    document = whole()
+    machine = running(document)
+    document = provision.delete(document, document.lun("v"), ()).document
+    document, lun = with_lun(document, Layout.RAID0, "v", start=0x9000)
+    machine.run(document)
+    top, plex = machine.devices["blkrecov-lab-v"], machine.devices["blkrecov-lab-v-plex"]
+    assert top.uuid == names.dm_uuid(lun.uuid, "lun")
+    assert top.table[0].params == f"{plex.number} 0"
+    assert machine.plan(document) == []
+
+
+# What a crash leaves.
+
+
+@dataclass(frozen=True)
+class Change:
+    """One operation: the array before, and what makes it the array after."""
+
+    before: Document
+    then: Callable[[Machine, Document], Document]
+
+
+def _changes() -> Iterator[tuple[str, Change]]:
+    def deleted(_machine: Machine, document: Document) -> Document:
+        return provision.delete(document, document.lun("v"), ()).document
+
+    def grown(_machine: Machine, document: Document) -> Document:
+        return provision.extend(document, document.lun("v"), Bytes(100 * MIB), uuids(0x9000)).document
+
+    def failed(_machine: Machine, document: Document) -> Document:
+        return provision.fail_drive(document, "d0").document
+
+    def created(machine: Machine, document: Document) -> Document:
+        document, _ = with_lun(document, Layout.RAID6, "w")
+        return document
+
+    for layout in Layout:
+        on = tuple(f"d{number}" for number in range(layout.minimum))
+        before, _ = with_lun(drives(6), layout, on=on)
+        yield f"delete-{layout}", Change(before, deleted)
+        yield f"grow-{layout}", Change(before, grown)
+        yield f"create-beside-{layout}", Change(before, created)
+        if layout.fault_tolerant:
+            yield f"fail-{layout}", Change(before, failed)
+            yield f"substitute-{layout}", Change(before, substituted)
+
+
+CHANGES = dict(_changes())
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_process_killed_between_any_two_steps_leaves_nothing_undone(name: str) -> None:
+    """The next one looks, and ends where the first would have."""
+    change = CHANGES[name]
+
+    def begun() -> tuple[Machine, Document]:
+        machine = running(change.before)
+        return machine, change.then(machine, change.before)
+
+    machine, document = begun()
+    steps = len(machine.run(document))
+    wanted = machine.state()
+    for done in range(steps):
+        machine, document = begun()
+        machine.run(document, limit=done)
+        machine.run(document)
+        assert machine.state() == wanted, f"after {done} of {steps} steps"
+        assert machine.plan(document) == []
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_power_cut_between_any_two_steps_leaves_nothing_undone(name: str) -> None:
+    """Only the drives remember."""
+    change = CHANGES[name]
+
+    def begun() -> tuple[Machine, Document]:
+        machine = running(change.before)
+        return machine, change.then(machine, change.before)
+
+    machine, document = begun()
+    steps = len(machine.run(document))
+    machine.rebuilt()
+    wanted = machine.state()
+    for done in range(steps):
+        machine, document = begun()
+        machine.run(document, limit=done)
+        machine.power_cut()
+        noted = take_note(document, machine.observe(document), unclean=True)
+        assert [lun.lost for lun in noted.luns] == [lun.lost for lun in document.luns]
+        machine.run(noted, unclean=True)
+        machine.rebuilt()
+        assert machine.state() == wanted, f"after {done} of {steps} steps"
+        assert machine.plan(noted) == []
+
+
+# What somebody else left.
+
+
+def test_a_suspended_device_is_resumed() -> None:
+    """A process was killed between suspend and resume: all I/O to it waits."""
+    document = whole()
+    machine = running(document)
+    machine.change("blkrecov-lab-v-rimage_0", suspended=True)
+    assert machine.plan(document) == [Resume("blkrecov-lab-v-rimage_0", False)]
+    machine.change("blkrecov-lab-v-rimage_0", suspended=False)
+    machine.change("blkrecov-lab-v", suspended=True)
+    assert machine.plan(document) == [Resume("blkrecov-lab-v", True)]
+
+
+def test_a_table_that_nobody_made_live_is_cleared() -> None:
+    """The next resume would make it live, whatever it says."""
+    document = whole()
+    machine = running(document)
+    machine.change("blkrecov-lab-v-plex", suspended=True, inactive=True)
+    assert machine.run(document) == [
+        ClearInactive("blkrecov-lab-v-plex"),
+        Resume("blkrecov-lab-v-plex", False),
+    ]
+    assert machine.plan(document) == []
+
+
+def test_a_device_without_a_table_gets_one() -> None:
+    """Its making was cut short between create and load."""
+    document = whole()
+    machine = running(document)
+    for name in ("blkrecov-lab-v", "blkrecov-lab-v-plex"):
+        machine.devices[name] = replace(machine.devices[name], table=())
+    assert [step.name for step in machine.plan(document) if isinstance(step, ReplaceTable)] == [
+        "blkrecov-lab-v-plex",
+        "blkrecov-lab-v",
+    ]
+
+
+def test_a_table_that_maps_elsewhere_is_put_right() -> None:
+    """A drive came back as another loop device: the port is all that changes."""
+    document = whole()
+    machine = running(document)
+    machine.backings[document.drives[2].uuid] = Backing(device="/dev/loop9", number="7:9")
+    plan = machine.run(document)
+    assert [(step.name, str(step.table[0])) for step in plan if isinstance(step, ReplaceTable)] == [
+        ("blkrecov-lab-drive-d2", "0 442368 linear /dev/loop9 0")
+    ]
+    assert len(plan) == 1
+
+
+def test_a_raid_s_options_are_no_difference() -> None:
+    """The kernel prints more of them than it was given, and keeps "rebuild" for as long as the table lives."""
+    document = whole()
+    machine = running(document)
+    plex = machine.devices["blkrecov-lab-v-plex"]
+    words = plex.table[0].params.split()
+    text = " ".join((words[0], "4", "0", "rebuild", "0", "nosync", *words[2 + int(words[1]) :]))
+    machine.devices[plex.name] = replace(plex, table=(replace(plex.table[0], params=text),))
+    assert machine.plan(document) == []
+
+
+# Unclean stops.
+
+
+def test_after_an_unclean_stop_whole_luns_are_resynchronised() -> None:
+    """Every superblock is told before the table is loaded: dm-raid would call the dirty regions clean."""
+    document, _ = with_lun(drives(2), Layout.RAID1)
+    machine = running(document)
+    machine.power_cut()
+    plan = machine.run(document, unclean=True)
+    at = [index for index, step in enumerate(plan) if isinstance(step, ForceResync)]
+    assert [plan[index] for index in at] == [
+        ForceResync("/dev/mapper/blkrecov-lab-drive-d0", 16384),
+        ForceResync("/dev/mapper/blkrecov-lab-drive-d1", 16384),
+    ]
+    load = plan[at[-1] + 1]
+    assert isinstance(load, CreateDevice)
+    assert load.device.name == "blkrecov-lab-v-plex"
+    assert all(superblock.resync_offset == 0 for superblock in machine.superblocks.values())
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_a_clean_stop_asks_for_nothing(layout: Layout) -> None:
+    """A resynchronisation of nothing still costs a read of every bitmap."""
+    document = whole(layout)
+    machine = running(document)
+    machine.power_cut()
+    assert "ForceResync" not in kinds(machine.plan(document, unclean=False))
+
+
+def test_a_lun_that_was_never_loaded_has_nothing_to_resynchronise() -> None:
+    """It has no superblocks; its initial synchronisation covers everything."""
+    document = whole()
+    assert "ForceResync" not in kinds(Machine.with_drives(document).plan(document, unclean=True))
+
+
+@pytest.mark.parametrize("state", [LOST, REBUILDING])
+def test_a_lun_that_is_not_whole_is_suspect_instead(state: MemberState) -> None:
+    """The kernel has a rebuild to do first, and would forget about the dirty regions; a repair comes after it."""
+    document, lun = with_lun(drives(3), Layout.RAID1, on=("d0", "d1"))
+    machine = running(document)
+    machine.power_cut()
+    document = document.with_lun(with_states(lun, state))
+    noted = take_note(document, machine.observe(document), unclean=True)
+    assert noted.lun("v").suspect
+    assert "ForceResync" not in kinds(machine.plan(noted, unclean=True))
+
+
+def test_a_whole_lun_is_not_suspect() -> None:
+    """The resynchronisation covers all that was in flight."""
+    document = whole()
+    machine = running(document)
+    machine.power_cut()
+    assert take_note(document, machine.observe(document), unclean=True) == document
+
+
+def test_a_loaded_lun_is_not_suspect_although_the_stop_was_unclean() -> None:
+    """An earlier process of this boot has seen to it; the kernel ran on."""
+    document = whole()
+    machine = running(document)
+    document = provision.fail_drive(document, "d0").document
+    machine.run(document)
+    assert not take_note(document, machine.observe(document), unclean=True).lun("v").suspect
+
+
+# What observation teaches.
+
+
+def test_a_leg_that_the_kernel_gave_up_is_lost() -> None:
+    """It has to be on the drives: after a restart nothing else would tell that it is stale."""
+    document = whole()
+    machine = running(document)
+    machine.plexes["blkrecov-lab-v-plex"].letters[1] = "D"
+    noted = take_note(document, machine.observe(document), unclean=False)
+    assert noted.lun("v").lost == {1}
+    assert noted.lun("v").members[0] == document.lun("v").members[0]
+
+
+@pytest.mark.parametrize("status", [DriveStatus.FAILED, DriveStatus.OFFLINE, DriveStatus.REMOVED])
+def test_a_member_on_a_drive_that_is_not_online_is_lost(status: DriveStatus) -> None:
+    """Whatever the reason, writes go on without it."""
+    document = whole()
+    away = msgspec.structs.replace(document.drives[0], status=status)
+    document = document.with_drive(away)
+    observed = Machine.with_drives(document).observe(document)
+    assert take_note(document, observed, unclean=False).lun("v").lost == {0}
+
+
+def test_a_member_whose_superblock_is_gone_is_lost() -> None:
+    """The others have theirs: something wrote over it, or this is another drive's contents."""
+    document = whole()
+    machine = running(document)
+    machine.power_cut()
+    member = document.lun("v").members[1]
+    del machine.superblocks[machine.backings[member.drive].number, member.meta[0].start]
+    assert take_note(document, machine.observe(document), unclean=False).lun("v").lost == {1}
+
+
+def test_a_lun_without_any_superblock_is_new() -> None:
+    """Nothing was ever written to it."""
+    document = whole()
+    observed = Machine.with_drives(document).observe(document)
+    assert take_note(document, observed, unclean=False) == document
+
+
+def test_a_substitute_without_superblock_is_not_lost() -> None:
+    """It is to be regenerated anyway."""
+    document, _ = with_lun(drives(3), Layout.RAID1, on=("d0", "d1"))
+    machine = running(document)
+    document = substituted(machine, document)
+    machine.power_cut()
+    assert take_note(document, machine.observe(document), unclean=False).lun("v").lost == frozenset()
+
+
+@pytest.mark.parametrize("layout", [Layout.LINEAR, Layout.RAID0])
+def test_a_lun_without_redundancy_has_no_lost_members(layout: Layout) -> None:
+    """Nothing goes on without them, so none misses a write: when the drive is back, so is the LUN."""
+    document = whole(layout)
+    assert take_note(document, Observed(), unclean=True) == document
+
+
+@pytest.mark.parametrize("layout", FAULT_TOLERANT)
+def test_a_lun_that_cannot_be_used_loses_no_members(layout: Layout) -> None:
+    """Too few drives are attached yet for any write to be missed. If the members away were taken for stale now, the LUN would
+    stay failed when its drives are back, all of them whole.
+    """
+    on = tuple(f"d{number}" for number in range(layout.minimum))
+    document, lun = with_lun(drives(6), layout, on=on)
+    machine = running(document)
+    machine.power_cut()
+    for name in on:
+        del machine.backings[document.drive(name).uuid]
+    noted = take_note(document, machine.observe(document), unclean=False)
+    assert noted.lun("v").lost == lun.lost == frozenset()
+
+
+def test_an_initial_synchronisation_ends_once() -> None:
+    """From then on a rebuilt member is good without a repair."""
+    document = whole()
+    machine = running(document)
+    assert take_note(document, machine.observe(document), unclean=False).lun("v").initialised
+    machine.plexes["blkrecov-lab-v-plex"].letters[1] = "a"
+    assert not take_note(document, machine.observe(document), unclean=False).lun("v").initialised
+
+
+def test_a_suspended_plex_teaches_nothing() -> None:
+    """Its status words are the same whatever the truth is."""
+    document = whole()
+    machine = running(document)
+    machine.plexes["blkrecov-lab-v-plex"].letters[1] = "D"
+    machine.change("blkrecov-lab-v-plex", suspended=True)
+    assert take_note(document, machine.observe(document), unclean=False) == document
+
+
+def test_noting_twice_notes_nothing_more() -> None:
+    """The document is written when it has changed, and only then."""
+    document = array(*(drive(number) for number in range(4)))
+    document, lun = with_lun(document, Layout.RAID6)
+    machine = running(document)
+    machine.power_cut()
+    del machine.backings[lun.members[0].drive]
+    once: Document = take_note(document, machine.observe(document), unclean=True)
+    again: Lun = take_note(once, machine.observe(once), unclean=True).lun("v")
+    assert again == once.lun("v")

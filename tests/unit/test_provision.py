@@ -1,0 +1,185 @@
+"""LUNs made, grown, deleted; drives failed and removed: what is wanted then, and what is refused."""
+
+import msgspec
+import pytest
+
+from blkrecov import provision, tasks
+from blkrecov.errors import (
+    AnotherCallInProgress,
+    DeviceInUse,
+    InvalidArgument,
+    InvalidOperation,
+    NotSupported,
+    ObjectDeleted,
+    ObjectExists,
+    ObjectFailed,
+    ObjectNotFound,
+)
+from blkrecov.geometry import Request
+from blkrecov.model import UNIT, Document, Drive, DriveStatus, Extent, Layout, Lun, MemberState, Task, TaskKind
+from blkrecov.steps import ZeroExtent
+from blkrecov.units import MIB, Bytes
+from tests.unit.arrays import DATA_START, FAULT_TOLERANT, array, drives, uuids, with_lun, with_states
+
+TIB_UNITS = 1024 * 1024
+
+
+def busy(document: Document, lun: Lun) -> Document:
+    task = Task(id=document.next_task, kind=TaskKind.SCRUB, lun=lun.uuid, objects=(lun.name,))
+    return document.with_task(tasks.started(task))
+
+
+def test_a_new_lun_has_its_metadata_zeroed_first() -> None:
+    """What an earlier LUN left there would pass for this one's superblock. Data is left as it is."""
+    request = Request(name="v", layout=Layout.RAID1, size=Bytes(64 * MIB))
+    proposal = provision.create(drives(2), request, uuids())
+    assert proposal.prepare == (
+        ZeroExtent("/dev/mapper/blkrecov-lab-drive-d0", Extent(DATA_START, UNIT)),
+        ZeroExtent("/dev/mapper/blkrecov-lab-drive-d1", Extent(DATA_START, UNIT)),
+    )
+    assert proposal.lun == proposal.document.lun("v").uuid
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_preparing_touches_free_space_only(layout: Layout) -> None:
+    """A crash before the document is written must leave nothing changed."""
+    document, _ = with_lun(drives(6), layout, "old")
+    request = Request(name="new", layout=layout, size=Bytes(20 * MIB))
+    proposal = provision.create(document, request, uuids(0x9000))
+    for step in proposal.prepare:
+        assert isinstance(step, ZeroExtent)
+        owner = document.drive(step.port.rpartition("-")[2])
+        taken = [
+            piece
+            for lun in document.luns
+            for member in lun.members
+            for piece in (*member.meta, *member.data)
+            if member.drive == owner.uuid
+        ]
+        assert all(step.extent.end <= piece.start or step.extent.start >= piece.end for piece in taken)
+
+
+def test_a_name_that_is_taken_is_refused() -> None:
+    """Before anything is placed."""
+    document, _ = with_lun(drives(2), Layout.RAID1)
+    with pytest.raises(ObjectExists, match="a LUN 'v' already"):
+        with_lun(document, Layout.RAID1, "v")
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-v", "drive", "x" * 49])
+def test_a_bad_name_is_refused(name: str) -> None:
+    """It would be no device-mapper name, or another object's."""
+    with pytest.raises(InvalidArgument):
+        with_lun(drives(2), Layout.RAID1, name)
+
+
+def test_a_lun_grows_in_the_document() -> None:
+    """The devices follow from it."""
+    document, lun = with_lun(drives(2), Layout.RAID1)
+    proposal = provision.extend(document, lun, Bytes(100 * MIB), uuids(0x9000))
+    assert proposal.document.lun("v").size == 100 * UNIT
+    assert proposal.prepare == ()
+
+
+@pytest.mark.parametrize(
+    ("state", "error"), [(MemberState.FAILED, ObjectFailed), (MemberState.REBUILDING, AnotherCallInProgress)]
+)
+def test_a_lun_that_is_not_whole_does_not_grow(state: MemberState, error: type[Exception]) -> None:
+    """dm-raid would grow it with a bitmap that does not cover the new part."""
+    document, lun = with_lun(drives(2), Layout.RAID1)
+    lun = with_states(lun, state)
+    with pytest.raises(error):
+        provision.extend(document.with_lun(lun), lun, Bytes(100 * MIB), uuids(0x9000))
+
+
+def test_a_lun_does_not_outgrow_its_bitmap() -> None:
+    """Its region size was chosen when it was made; 2^21 regions of 1 MiB are 2 TiB."""
+    document, lun = with_lun(drives(2, 4 * TIB_UNITS), Layout.RAID1)
+    with pytest.raises(NotSupported, match="bitmap"):
+        provision.extend(document, lun, Bytes(2 * TIB_UNITS * MIB + MIB), uuids(0x9000))
+    grown = provision.extend(document, lun, Bytes(2 * TIB_UNITS * MIB), uuids(0x9000))
+    assert grown.document.lun("v").region == 2048
+
+
+def test_a_deleted_lun_leaves_a_tombstone() -> None:
+    """ "Deleted" is another answer than "never heard of"."""
+    document, lun = with_lun(drives(2), Layout.RAID1)
+    after = provision.delete(document, lun, ()).document
+    with pytest.raises(ObjectDeleted):
+        after.lun("v")
+
+
+def test_a_lun_in_use_is_not_deleted() -> None:
+    """The message names who holds it."""
+    document, lun = with_lun(drives(2), Layout.RAID1)
+    with pytest.raises(DeviceInUse, match="in use by /mnt, swap"):
+        provision.delete(document, lun, ("/mnt", "swap"))
+
+
+def test_a_lun_with_a_task_is_left_alone() -> None:
+    """One operation at a time; the remedy names the task."""
+    document, lun = with_lun(drives(2), Layout.RAID1)
+    document = busy(document, lun)
+    with pytest.raises(AnotherCallInProgress) as refused:
+        provision.delete(document, lun, ())
+    assert refused.value.remedy == "wait for it with: blkrecov task wait 1"
+    with pytest.raises(AnotherCallInProgress):
+        provision.extend(document, lun, Bytes(100 * MIB), uuids(0x9000))
+
+
+def test_another_lun_s_task_is_nobody_else_s_business() -> None:
+    """Tasks are per LUN."""
+    document, lun = with_lun(drives(4), Layout.RAID1)
+    document, other = with_lun(document, Layout.RAID1, "w")
+    assert provision.delete(busy(document, other), lun, ()).document.luns == (other,)
+
+
+@pytest.mark.parametrize("layout", FAULT_TOLERANT)
+def test_a_failed_drive_takes_its_members_along(layout: Layout) -> None:
+    """It must be on the other drives before the LUN goes on without them."""
+    document, lun = with_lun(drives(6), layout)
+    name = document.drive_of(lun.members[1].drive).name
+    after = provision.fail_drive(document, name).document
+    assert after.drive(name).status is DriveStatus.FAILED
+    assert after.drive(name).reason
+    assert after.lun("v").lost == {1}
+
+
+def test_a_failed_drive_takes_members_of_several_luns() -> None:
+    """All that lie on it, and none that do not."""
+    document, _ = with_lun(drives(3), Layout.RAID1, "v", on=("d0", "d1"))
+    document, _ = with_lun(document, Layout.RAID1, "w", on=("d2", "d0"))
+    document, _ = with_lun(document, Layout.RAID1, "x", on=("d1", "d2"))
+    after = provision.fail_drive(document, "d0").document
+    assert [after.lun(name).lost for name in "vwx"] == [{0}, {1}, frozenset()]
+
+
+def test_a_drive_fails_once() -> None:
+    """The second time is a mistake of name."""
+    document = provision.fail_drive(drives(2), "d0").document
+    with pytest.raises(InvalidOperation, match="'d0' is failed already"):
+        provision.fail_drive(document, "d0")
+
+
+def test_a_drive_that_serves_is_not_removed() -> None:
+    """The message names the LUNs."""
+    document, _ = with_lun(drives(3), Layout.RAID1, on=("d0", "d1"))
+    with pytest.raises(DeviceInUse, match="'d1' serves LUN 'v'"):
+        provision.remove_drive(document, "d1")
+    after = provision.remove_drive(document, "d2").document
+    assert [drive.name for drive in after.drives] == ["d0", "d1"]
+
+
+def test_a_drive_that_is_not_there_is_not_found() -> None:
+    """Whatever is asked of it."""
+    for attempt in (provision.remove_drive, provision.fail_drive):
+        with pytest.raises(ObjectNotFound, match="no drive 'd9'"):
+            attempt(drives(1), "d9")
+
+
+@pytest.mark.parametrize("spare", [True, False])
+def test_a_drive_becomes_a_hot_spare_and_none_again(spare: bool) -> None:
+    """Nothing but the word changes."""
+    before: Drive = msgspec.structs.replace(drives(1).drives[0], hot_spare=not spare)
+    after = provision.set_hot_spare(array(before), "d0", spare).document.drives[0]
+    assert after == msgspec.structs.replace(before, hot_spare=spare)

@@ -1,0 +1,164 @@
+"""The devices that a document asks for, as literal names and tables."""
+
+import msgspec
+import pytest
+
+from blkrecov import stack
+from blkrecov.model import UNIT, Document, DriveStatus, Extent, Layout, Lun, MemberState
+from blkrecov.stack import Device, Layer
+from tests.unit.arrays import array, drive, drives, with_lun, with_states
+
+
+def tables(devices: tuple[Device, ...]) -> dict[str, list[str]]:
+    return {device.name: [str(line) for line in device.table] for device in devices}
+
+
+def plex(document: Document, lun: Lun, rebuild: tuple[int, ...] = ()) -> list[str]:
+    nodes = {leg.uuid: stack.node(leg.name) for leg in stack.legs(document, lun)}
+    return [str(line) for line in stack.plex(document, lun, nodes, rebuild).table]
+
+
+def test_a_port_is_the_whole_drive() -> None:
+    """Sector N of the port is sector N of the drive: extents need no translation. 216 MiB are 442368 sectors."""
+    document = drives(1)
+    port = stack.port(document, document.drives[0], "/dev/loop3")
+    assert tables((port,)) == {"blkrecov-lab-drive-d0": ["0 442368 linear /dev/loop3 0"]}
+    assert (port.uuid, port.layer, port.visible) == (
+        "BLKRECOV-000000000000000000000000000d0000-drive",
+        Layer.PORT,
+        False,
+    )
+
+
+@pytest.mark.parametrize("status", [status for status in DriveStatus if status is not DriveStatus.ONLINE])
+def test_a_port_of_a_drive_that_is_not_online_fails_all_io(status: DriveStatus) -> None:
+    """The backing device may be there and readable: the document decides."""
+    document = drives(1)
+    lost = msgspec.structs.replace(document.drives[0], status=status)
+    assert tables((stack.port(document, lost, "/dev/loop3"),)) == {"blkrecov-lab-drive-d0": ["0 442368 error"]}
+
+
+def test_a_port_without_backing_fails_all_io() -> None:
+    """It keeps its minor number, so nothing above has to change when the drive is back."""
+    document = drives(1)
+    assert tables((stack.port(document, document.drives[0], None),)) == {"blkrecov-lab-drive-d0": ["0 442368 error"]}
+
+
+def test_legs_are_runs_of_their_drive_s_port() -> None:
+    """Metadata first, as the kernel wants the pair."""
+    document, lun = with_lun(drives(2), Layout.RAID1)
+    assert tables(stack.legs(document, lun)) == {
+        "blkrecov-lab-v-rmeta_0": ["0 2048 linear /dev/mapper/blkrecov-lab-drive-d0 16384"],
+        "blkrecov-lab-v-rimage_0": ["0 131072 linear /dev/mapper/blkrecov-lab-drive-d0 18432"],
+        "blkrecov-lab-v-rmeta_1": ["0 2048 linear /dev/mapper/blkrecov-lab-drive-d1 16384"],
+        "blkrecov-lab-v-rimage_1": ["0 131072 linear /dev/mapper/blkrecov-lab-drive-d1 18432"],
+    }
+
+
+def test_a_leg_of_several_extents_is_several_lines() -> None:
+    """A drive's free space may be in pieces."""
+    document, lun = with_lun(drives(2), Layout.RAID0)
+    member = msgspec.structs.replace(lun.members[0], data=(Extent(20480, UNIT), Extent(40960, 31 * UNIT)))
+    first = stack.legs(document, lun.with_member(0, member))[0]
+    assert tables((first,)) == {
+        "blkrecov-lab-v-rimage_0": [
+            "0 2048 linear /dev/mapper/blkrecov-lab-drive-d0 20480",
+            "2048 63488 linear /dev/mapper/blkrecov-lab-drive-d0 40960",
+        ]
+    }
+
+
+def test_a_failed_member_on_a_drive_that_works_is_an_error() -> None:
+    """Its superblock would be believed: dm-raid has no UUID to tell that it missed writes."""
+    document, lun = with_lun(drives(2), Layout.RAID1)
+    legs = tables(stack.legs(document, with_states(lun, MemberState.FAILED)))
+    assert legs["blkrecov-lab-v-rmeta_0"] == ["0 2048 error"]
+    assert legs["blkrecov-lab-v-rimage_0"] == ["0 131072 error"]
+    assert legs["blkrecov-lab-v-rmeta_1"] == ["0 2048 linear /dev/mapper/blkrecov-lab-drive-d1 16384"]
+
+
+def test_a_failed_member_on_a_failed_drive_keeps_its_legs() -> None:
+    """The port's error says it all: failing a drive replaces one table, whatever lies on it."""
+    document, lun = with_lun(drives(2), Layout.RAID1)
+    before = stack.legs(document, lun)
+    document = document.with_drive(msgspec.structs.replace(document.drives[0], status=DriveStatus.FAILED))
+    assert stack.legs(document, with_states(lun, MemberState.FAILED)) == before
+
+
+def test_legs_are_named_by_their_place_and_known_by_their_member() -> None:
+    """A substitute has the name of what it replaces, and another UUID."""
+    document, lun = with_lun(drives(3), Layout.RAID1, on=("d0", "d1"))
+    other = msgspec.structs.replace(lun.members[0], uuid=document.array)
+    before, after = stack.legs(document, lun)[0], stack.legs(document, lun.with_member(0, other))[0]
+    assert before.name == after.name == "blkrecov-lab-v-rmeta_0"
+    assert before.uuid != after.uuid
+
+
+@pytest.mark.parametrize(
+    ("layout", "line"),
+    [
+        (Layout.RAID0, "0 131072 raid raid0 1 128 2 - {0} - {1}"),
+        (Layout.RAID1, "0 131072 raid raid1 5 0 max_recovery_rate 16777216 region_size 2048 2 {0} {1} {2} {3}"),
+        (
+            Layout.RAID4,
+            "0 131072 raid raid4 5 128 max_recovery_rate 16777216 region_size 2048 3 {0} {1} {2} {3} {4} {5}",
+        ),
+        (
+            Layout.RAID5,
+            "0 131072 raid raid5_ls 5 128 max_recovery_rate 16777216 region_size 2048 3 {0} {1} {2} {3} {4} {5}",
+        ),
+        (
+            Layout.RAID6,
+            "0 131072 raid raid6_zr 5 128 max_recovery_rate 16777216 region_size 2048 4 "
+            "{0} {1} {2} {3} {4} {5} {6} {7}",
+        ),
+        (
+            Layout.RAID10,
+            "0 131072 raid raid10 7 128 max_recovery_rate 16777216 region_size 2048 raid10_copies 2 4 "
+            "{0} {1} {2} {3} {4} {5} {6} {7}",
+        ),
+    ],
+)
+def test_the_plex_of_each_layout(layout: Layout, line: str) -> None:
+    """The kernel's words, in the order in which it prints them."""
+    document, lun = with_lun(drives(8), layout)
+    assert plex(document, lun) == [line.format(*(stack.node(leg.name) for leg in stack.legs(document, lun)))]
+
+
+def test_a_linear_plex_is_extents_of_ports() -> None:
+    """No legs between: there is nothing to replace."""
+    document, lun = with_lun(array(drive(0, 40), drive(1, 30)), Layout.LINEAR)
+    assert stack.legs(document, lun) == ()
+    assert plex(document, lun) == [
+        "0 81920 linear /dev/mapper/blkrecov-lab-drive-d0 16384",
+        "81920 49152 linear /dev/mapper/blkrecov-lab-drive-d1 16384",
+    ]
+
+
+def test_members_to_rebuild_are_named_in_the_table() -> None:
+    """For the one load that begins it."""
+    document, lun = with_lun(drives(4), Layout.RAID6)
+    assert "rebuild 1 rebuild 3 " in plex(document, lun, (1, 3))[0]
+
+
+def test_the_lun_is_its_size_of_the_plex() -> None:
+    """The plex may be larger: each member is whole units. 65 MiB on two members are 33 each."""
+    document, lun = with_lun(drives(3), Layout.RAID0, mib=65)
+    top = stack.top(document, lun, failed=False)
+    assert tables((top,)) == {"blkrecov-lab-v": ["0 133120 linear /dev/mapper/blkrecov-lab-v-plex 0"]}
+    assert (top.layer, top.visible) == (Layer.LUN, True)
+    assert plex(document, lun)[0].startswith("0 135168 raid raid0")
+
+
+def test_a_failed_lun_keeps_its_node() -> None:
+    """The host gets an I/O error, not a device that vanished; the SCSI disk above stays."""
+    document, lun = with_lun(drives(2), Layout.RAID1)
+    assert tables((stack.top(document, lun, failed=True),)) == {"blkrecov-lab-v": ["0 131072 error"]}
+
+
+def test_only_the_lun_is_visible() -> None:
+    """blkid on a leg would find the LUN's file system once more."""
+    document, lun = with_lun(drives(2), Layout.RAID1)
+    nodes = {leg.uuid: stack.node(leg.name) for leg in stack.legs(document, lun)}
+    devices = (*stack.legs(document, lun), stack.plex(document, lun, nodes), stack.port(document, drive(0), None))
+    assert [device.name for device in devices if device.visible] == []
