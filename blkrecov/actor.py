@@ -13,6 +13,7 @@ from blkrecov import catalog
 from blkrecov.dm import names
 from blkrecov.dm.control import Control
 from blkrecov.dm.superblock import BLOCK, parse, with_resync_from_start
+from blkrecov.dm.sync import SyncStart, data_legs
 from blkrecov.dm.table import Table, TargetLine
 from blkrecov.drives import loop, raw
 from blkrecov.drives.store import IoCounter
@@ -68,10 +69,14 @@ class Actor:
             case ClearInactive():
                 self._control.clear(step.name)
             case Resume():
+                start = self._sync_start(self._control.table(step.name))
                 self._control.resume(step.name, visible=step.visible)
+                start.wait(step.name)
             case SettleFailures():
+                start = self._sync_start(self._control.table(step.name))
                 self._control.suspend(step.name)
                 self._control.resume(step.name, visible=False)
+                start.wait(step.name)
             case RemoveDevice():
                 self._control.remove(step.name, visible=step.visible)
             case RenameDevice():
@@ -90,7 +95,9 @@ class Actor:
                 if export is not None:
                     self._exporter.rescan(export)
             case Message():
+                start = self._sync_start(self._control.table(step.name))
                 self._control.message(step.name, Sectors(0), step.text)
+                start.wait(step.name)
             case Store():
                 raise AssertionError("the document is the engine's to write")
         return None
@@ -123,8 +130,11 @@ class Actor:
         self._control.create(device.name, device.uuid)
         remove = partial(self._control.remove, device.name, visible=device.visible)
         try:
-            self._control.load(device.name, self.resolved(device.table))
+            table = self.resolved(device.table)
+            self._control.load(device.name, table)
+            start = self._sync_start(table)
             self._control.resume(device.name, visible=device.visible)
+            start.wait(device.name)
             if device.layer is Layer.LUN:
                 self._control.ensure_node(device.name)
         except BaseException:
@@ -137,15 +147,23 @@ class Actor:
         table = self.resolved(step.table)
         info = self._control.info(step.name)
         # A device whose making was cut short has no table yet, and nothing to suspend.
+        start = self._sync_start(table)
         if not info.live:
             self._control.load(step.name, table)
             self._control.resume(step.name, visible=step.visible)
+            start.wait(step.name)
             return None
         self._control.replace(step.name, table, visible=step.visible, flush=step.flush, freeze=step.flush)
+        start.wait(step.name)
         if any(line.kind == "raid" for line in before):
             # Not taken back: an old raid table would find superblocks that the new one has written.
             return None
         return partial(self._control.replace, step.name, before, visible=step.visible, flush=False, freeze=False)
+
+    def _sync_start(self, table: Table) -> SyncStart:
+        """For what is about to be resumed with this table, or asked to do something."""
+        legs = [leg for line in table if line.kind == "raid" for leg in data_legs(line.params)]
+        return SyncStart(self._control, tuple(legs))
 
     def _force_resync(self, step: ForceResync) -> None:
         path, offset = self.path_of(step.port), in_bytes(Sectors(step.sector))

@@ -74,7 +74,8 @@ def _discover(
     for found in result.found:
         by_array[found.label.array_uuid].append(found)
     refused = dict(result.refused)
-    arrays = [_array(uuid, found, refused, counter) for uuid, found in by_array.items()]
+    unwritten = {array.uuid for array in known if not array.paths}
+    arrays = [_array(uuid, found, refused, counter, new=uuid in unwritten) for uuid, found in by_array.items()]
     arrays += [
         Discovered(
             uuid=array.uuid,
@@ -100,7 +101,10 @@ def _lost(array: Remembered, refused: Mapping[str, BlkrecovError]) -> tuple[Blkr
     )
 
 
-def _array(uuid: UUID, found: list[Found], refused: Mapping[str, BlkrecovError], counter: IoCounter) -> Discovered:
+def _array(
+    uuid: UUID, found: list[Found], refused: Mapping[str, BlkrecovError], counter: IoCounter, *, new: bool
+) -> Discovered:
+    """`new`: as far as this machine knows, the array has no drive yet; its first one may have been left half-made."""
     drives: dict[UUID, Found] = {}
     reasons: dict[UUID, str] = {}
     candidates: defaultdict[UUID, list[Found]] = defaultdict(list)
@@ -127,6 +131,8 @@ def _array(uuid: UUID, found: list[Found], refused: Mapping[str, BlkrecovError],
         if document is not None:
             documents[drive] = document
     newest = max(documents.values(), key=lambda document: document.sequence, default=None)
+    if newest is None and new and not trouble:
+        newest = Document(array=uuid, name=found[0].label.array_name)
     if newest is None:
         unreadable = MetadataCorrupt(f"no copy of the configuration of array {found[0].label.array_name!r} can be read")
         return Discovered(

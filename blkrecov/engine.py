@@ -55,7 +55,7 @@ from blkrecov.observed import Observed
 from blkrecov.page83 import identity, sysfs, udev
 from blkrecov.page83.export import Exporter
 from blkrecov.page83.identity import Witness, naa_of_serial, serial_of
-from blkrecov.proposal import Proposal
+from blkrecov.proposal import Proposal, plex_message
 from blkrecov.settings import Remembered, Settings, remember
 from blkrecov.stack import node
 from blkrecov.steps import DetachLoop, Step, Store
@@ -193,6 +193,7 @@ class Array:
 
     def assemble(self) -> None:
         """Make the kernel's devices what the document says; for all LUNs that can be, whatever the others do."""
+        self._clear_up()
         self._attach()
         self.observe()
         if self.document.drives:
@@ -210,6 +211,24 @@ class Array:
         for task in self.document.tasks:
             if not task.state.ended:
                 self._take_up(task)
+
+    def _clear_up(self) -> None:
+        """Finish with drives whose adding was cut short, and with those whose removing was: neither is a drive of the array."""
+        half_made = {drive.uuid for drive in self.document.drives if drive.status is DriveStatus.NOT_READY}
+        removed = {stone.uuid for stone in self.document.tombstones if stone.kind == "drive"}
+        for uuid, found in self._found.drives.items():
+            # An array that was never written has no drives: what bears its name was to be the first.
+            if uuid in half_made | removed or not self.document.sequence:
+                self._give_back(found.device or found.path, found.label)
+        for drive in self.document.drives:
+            if drive.uuid in half_made:
+                self.document = self.document.forgetting(drive)
+                self._unsaved = True
+
+    def _give_back(self, device: str, label: Label) -> None:
+        """Take our label away, through the device while there is one, and the file off its loop device."""
+        self._wipe(device, label)
+        self._actor.act(DetachLoop(label.drive_name, device))
 
     def _attach(self) -> None:
         """Find each drive's block device, attaching files to loop devices; note which drives are away, and which are back."""
@@ -380,6 +399,12 @@ class Array:
             lines += [f"write a label to {path}", f"attach {path} to a loop device"]
             return None, (*lines, *(line for step in self.plan(proposal) for line in step.lines()))
         with ExitStack() as undo:
+            if self.document.drives:
+                # Known before it is made: should we die, the next to open the array knows whose label that is.
+                before = self.document
+                half_made = msgspec.structs.replace(drive, status=DriveStatus.NOT_READY)
+                self.store(self.document.with_drive(half_made))
+                undo.callback(self._go_back, before)
             if is_new:
                 created = store.create_file(path, size)
                 undo.callback(store.remove_file, path, created)
@@ -391,8 +416,8 @@ class Array:
                 undo.callback(loop.detach, attached)
                 device = attached.path
             self._backings[drive.uuid], self.labels[drive.uuid] = device, label
-            undo.callback(self._backings.pop, drive.uuid)
-            self.carry_out(proposal)
+            undo.callback(self._backings.pop, drive.uuid, None)
+            self.carry_out(dataclasses.replace(proposal, document=_descending(proposal.document, self.document)))
             undo.pop_all()
         self._remember()
         return drive, ()
@@ -438,11 +463,8 @@ class Array:
         device = self._backings.pop(drive.uuid, None) or self._device_of(drive)
         label = self.labels.get(drive.uuid)
         self.carry_out(proposal)
-        if device is not None:
-            # Through the device, while there is one: the file below it must not be written behind its back.
-            if label is not None and drive.online:
-                self._wipe(device, label)
-            self._actor.act(DetachLoop(drive.name, device))
+        if device is not None and label is not None:
+            self._give_back(device, label)
         self._remember()
 
     def _device_of(self, drive: Drive) -> str | None:
@@ -636,7 +658,7 @@ class Array:
         # The kernel forgets what it was asked for when the machine stops, so the task says in which boot that was.
         self.store(self._accounted(self.document.with_lun(lun), msgspec.structs.replace(task, boot="")))
         if then is not None:
-            self._control.message(names.plex_name(self.document.name, lun.name), Sectors(0), then)
+            self._actor.act(plex_message(self.document, lun, then))
             self._begun(task.id)
         return self.document.task(task.id)
 
@@ -677,7 +699,7 @@ class Array:
         if lun == document.lun_of(task.lun) and tasks.phase(task) in (Phase.CHECK, Phase.REPAIR):
             # "idle" stops a check; from Linux 6.9 on it does so and answers EINVAL (drivers/md/dm-raid.c, raid_message()).
             with suppress(BlkrecovError):
-                self._control.message(names.plex_name(document.name, lun.name), Sectors(0), "idle")
+                self._actor.act(plex_message(document, lun, "idle"))
         self.store(self._accounted(document.with_lun(lun), stopped))
         self._run(converge(self.document, self.observe()), wanted=None)
         return self.document.task(number)
@@ -742,7 +764,7 @@ class Array:
             # A check does not survive a restart of the machine; it is asked for again from its start.
             if raid.action is SyncAction.IDLE:
                 word = "check" if phase is Phase.CHECK else "repair"
-                self._control.message(names.plex_name(self.document.name, lun.name), Sectors(0), word)
+                self._actor.act(plex_message(self.document, lun, word))
                 self.observe()
             self._begun(task.id)
         self.advance(task.id)

@@ -364,6 +364,10 @@ class Document(msgspec.Struct, frozen=True):
         drives = tuple(other for other in self.drives if other.uuid != drive.uuid)
         return self._buried(Tombstone("drive", drive.uuid, drive.name), drives=drives)
 
+    def forgetting(self, drive: Drive) -> "Document":
+        """Without a drive that never was one."""
+        return msgspec.structs.replace(self, drives=tuple(other for other in self.drives if other.uuid != drive.uuid))
+
     def _buried(
         self, stone: Tombstone, *, luns: tuple[Lun, ...] | None = None, drives: tuple[Drive, ...] | None = None
     ) -> "Document":

@@ -21,6 +21,7 @@ from blkrecov.dm.abi import DeviceNumber
 from blkrecov.dm.control import Control, KernelRefused, LeftSuspended, NoSuchDevice, TargetMissing, node
 from blkrecov.dm.events import EventWatcher
 from blkrecov.dm.status import LegHealth, SnapshotUsage, parse_mirror, parse_raid, parse_snapshot
+from blkrecov.dm.sync import SyncStart, data_legs
 from blkrecov.dm.table import (
     CoreLog,
     CorruptByte,
@@ -72,7 +73,10 @@ class Bench:
     def device(self, name: str, table: Table, *, visible: bool = False) -> str:
         full = self.create(name)
         self.control.load(full, table)
+        legs = [leg for line in table if line.kind == "raid" for leg in data_legs(line.params)]
+        start = SyncStart(self.control, tuple(legs))
         self.control.resume(full, visible=visible)
+        start.wait(full)
         return full
 
     def piece(self, name: str, length: Sectors = SIZE) -> str:
@@ -336,6 +340,16 @@ def test_every_raid_kind_is_accepted_and_printed_as_rendered(bench: Bench) -> No
         status = parse_raid(bench.control.status(name)[0].params)
         assert (status.kind, len(status.legs)) == (kind.value, count)
         bench.control.remove(name)
+
+
+def test_a_raid_whose_sync_has_begun_may_be_removed(bench: Bench) -> None:
+    """One that is removed before that takes the machine with it, in one of a few dozen tries (Linux 6.1.176)."""
+    legs = bench.legs(3)
+    table = RaidTable(kind=RaidKind.RAID5, length=Sectors(SIZE * 2), chunk=Sectors(128), legs=legs).render()
+    for _ in range(20):
+        for leg in legs:
+            zero(str(leg.meta), MIB)
+        bench.control.remove(bench.device("brief", table))
 
 
 def test_every_other_table_is_accepted(bench: Bench) -> None:
