@@ -452,8 +452,8 @@ class Array:
         """Take a drive for failed: all I/O to it fails from now on, and LUNs do without it."""
         proposal = self.propose_fail(name)
         uuid = self.document.drive(name).uuid
-        self._backings.pop(uuid, None)
         self.carry_out(proposal)
+        self._backings.pop(uuid, None)
         return self.document.drive_of(uuid)
 
     def remove_drive(self, name: str) -> None:
