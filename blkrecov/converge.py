@@ -47,47 +47,35 @@ def take_note(document: Document, observed: Observed, *, unclean: bool) -> Docum
     used, because too much of it is away, loses nothing by that: when its drives are back, so is the LUN.
     """
     for lun in document.luns:
-        if not lun.layout.fault_tolerant:
-            continue
-        noted = lun
-        missed = _blank(lun, observed) | _given_up(lun, observed) | observed.failed_legs(lun)
-        for index, member in enumerate(lun.members):
-            drive = document.drive_of(member.drive)
-            away = not drive.online or member.drive not in observed.backings
-            if member.state is not MemberState.FAILED and (away or index in missed):
-                noted = noted.with_member(index, msgspec.structs.replace(member, state=MemberState.FAILED))
-        if not observed.loaded(lun) and not lun.layout.survives(len(lun.members), noted.lost | noted.rebuilding):
-            continue
-        raid = observed.raid(lun)
-        if raid is not None and raid.in_sync and not noted.lost:
-            noted = msgspec.structs.replace(noted, initialised=True)
-        whole = all(member.state is MemberState.IN_SYNC for member in noted.members)
-        if unclean and not observed.loaded(lun) and not whole:
-            noted = msgspec.structs.replace(noted, suspect=True)
-        if noted != lun:
-            document = document.with_lun(noted)
+        if lun.layout.fault_tolerant:
+            document = document.with_lun(_noted(document, observed, lun, unclean=unclean))
     return document
 
 
-def _blank(lun: Lun, observed: Observed) -> frozenset[int]:
-    """Members in sync by the document, without a superblock although others have one: what was there is not there now."""
-    present = [observed.superblocks.get(member.uuid) is not None for member in lun.members]
-    if not any(present) or observed.loaded(lun):
-        return frozenset()
-    return frozenset(
-        index for index, member in enumerate(lun.members) if not present[index] and member.state is MemberState.IN_SYNC
-    )
+def _noted(document: Document, observed: Observed, lun: Lun, *, unclean: bool) -> Lun:
+    loaded = observed.loaded(lun)
+    cut = unclean and not loaded
+    if not loaded and not observed.survives(document, lun):
+        return msgspec.structs.replace(lun, suspect=lun.suspect or cut)
+    noted = lun
+    for index in observed.lost(document, lun) - lun.lost:
+        noted = noted.with_member(index, msgspec.structs.replace(lun.members[index], state=MemberState.FAILED))
+    raid = observed.raid(lun)
+    if raid is not None and raid.in_sync and not noted.lost:
+        noted = msgspec.structs.replace(noted, initialised=True)
+    if cut and not resettable(noted, observed):
+        noted = msgspec.structs.replace(noted, suspect=True)
+    return noted
 
 
-def _given_up(lun: Lun, observed: Observed) -> frozenset[int]:
-    """Members that the freshest superblock calls failed: the kernel lost them, and nobody looked before the machine stopped."""
-    found = [superblock for member in lun.members if (superblock := observed.superblocks.get(member.uuid)) is not None]
-    if not found or observed.loaded(lun):
-        return frozenset()
-    failed = max(found, key=lambda superblock: superblock.events).failed
-    return frozenset(
-        index for index, member in enumerate(lun.members) if failed >> index & 1 and member.state is MemberState.IN_SYNC
-    )
+def resettable(lun: Lun, observed: Observed) -> bool:
+    """Whether a LUN that is not loaded can be made to resynchronise its dirty regions: every member is there and in sync.
+
+    A LUN that has never been loaded has no superblocks; the kernel will synchronise all of it.
+    """
+    superblocks = [observed.superblocks.get(member.uuid) for member in lun.members]
+    whole = all(member.state is MemberState.IN_SYNC for member in lun.members)
+    return whole and all(superblock is None or superblock.recovery_offset is None for superblock in superblocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,17 +174,13 @@ class _Plan:
         )
 
     def force_resync(self, lun: Lun) -> Iterator[Step]:
-        """Only where every member is there and in sync: else the kernel has something else to do first, and the LUN is
-        suspect until that is done.
-        """
-        superblocks = [self.observed.superblocks.get(member.uuid) for member in lun.members]
-        whole = all(member.state is MemberState.IN_SYNC for member in lun.members)
-        ready = all(superblock is not None and superblock.recovery_offset is None for superblock in superblocks)
-        if not lun.layout.fault_tolerant or not whole or not ready:
+        """Only where that can be done; else the LUN is suspect until it has been repaired."""
+        if not lun.layout.fault_tolerant or not resettable(lun, self.observed):
             return
         for member in lun.members:
-            drive = self.document.drive_of(member.drive)
-            yield ForceResync(stack.node(names.drive_name(self.document.name, drive.name)), member.meta[0].start)
+            if self.observed.superblocks.get(member.uuid) is not None:
+                drive = self.document.drive_of(member.drive)
+                yield ForceResync(stack.node(names.drive_name(self.document.name, drive.name)), member.meta[0].start)
 
     def ensure(self, device: Device) -> Iterator[Step]:
         """Make a device be there, with this table, and running."""

@@ -8,7 +8,7 @@ from blkrecov.dm import names, status
 from blkrecov.dm.status import LegHealth, RaidStatus
 from blkrecov.dm.superblock import Superblock
 from blkrecov.dm.table import Table
-from blkrecov.model import Document, Lun
+from blkrecov.model import Document, Lun, MemberState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,18 +70,37 @@ class Observed:
         return status.parse_raid(live.status[0].params)
 
     def lost(self, document: Document, lun: Lun) -> frozenset[int]:
-        """Members that hold nothing usable now: by the document, by the kernel, or because their drive is away."""
+        """Members that hold nothing usable now: by the document, the kernel, their superblocks, or as their drive is away."""
         away = frozenset(
             index
             for index, member in enumerate(lun.members)
             if not document.drive_of(member.drive).online or member.drive not in self.backings
         )
-        return lun.lost | self.failed_legs(lun) | away
+        return lun.lost | self.failed_legs(lun) | self.disowned(lun) | away
 
     def survives(self, document: Document, lun: Lun) -> bool:
         """Whether all of a LUN's data is there. A member that is being rebuilt is no copy of anything yet."""
         unusable = self.lost(document, lun) | lun.rebuilding
         return lun.layout.survives(len(lun.members), unusable)
+
+    def disowned(self, lun: Lun) -> frozenset[int]:
+        """Members of a LUN that is not loaded whose superblocks say, or let it be seen, that they have missed something.
+
+        Those that the freshest superblock calls failed: the kernel lost them, and nobody looked before the machine stopped. And
+        those without a superblock, where there must be one: another member has one, or the LUN has been whole before.
+        """
+        if not lun.layout.fault_tolerant or self.loaded(lun):
+            return frozenset()
+        found = [superblock for member in lun.members if (superblock := self.superblocks.get(member.uuid)) is not None]
+        failed = max(found, key=lambda superblock: superblock.events).failed if found else 0
+        used = bool(found) or lun.initialised
+        return frozenset(
+            index
+            for index, member in enumerate(lun.members)
+            if member.state is MemberState.IN_SYNC
+            and member.uuid in self.superblocks
+            and (failed >> index & 1 or (used and self.superblocks[member.uuid] is None))
+        )
 
     def failed_legs(self, lun: Lun) -> frozenset[int]:
         """Members that the kernel has given up."""

@@ -89,6 +89,7 @@ def lun_view(
         "device": exported.disk if exported else None,
         "node": node,
         "page83": {"naa": naa_of_serial(serial_of(lun.uuid)), "verified": verified},
+        "fault_tolerant": lun.layout.fault_tolerant,
         "fault_tolerance": tolerance(document, observed, lun),
         "members": [
             {

@@ -1,7 +1,7 @@
 """Finding drives by what is on them, wherever they are now.
 
 Places, in this order: the paths that the array remembers, the configured directories (one level), attached loop
-devices, block devices, and, asked for as a last resort, the top two levels of file systems that lie on block devices.
+devices, block devices, and, asked for as a last resort, the top three levels of file systems that lie on block devices.
 
 A drive is known by its label, never by its path. Something met twice, such as a file and the loop device on it, is one
 thing and found once; two things with one drive UUID are a drive and a stale clone of it, and which is which is not for
@@ -30,7 +30,7 @@ from blkrecov.errors import BlkrecovError, InvalidDisk, NotSupported, PathNotFou
 from blkrecov.units import sectors
 
 MAX_FILES: Final = 10_000
-DEEP_LEVELS: Final = 2
+DEEP_LEVELS: Final = 3
 # Devices that stand on other devices, that lose what they hold, or whose opening makes a drive search for a medium.
 _SKIPPED: Final = ("dm-", "loop", "md", "ram", "zram", "sr", "fd", "nbd")
 

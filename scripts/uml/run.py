@@ -122,11 +122,12 @@ def make_disks(arguments: argparse.Namespace) -> list[str]:
     for number, size in enumerate(arguments.disk):
         state.mkdir(parents=True, exist_ok=True)
         image = (state / f"disk{number}.img").resolve()
+        # A disk of another size is another disk: the one that is there keeps its contents.
+        if image.exists() and image.stat().st_size != size:
+            image = image.with_name(f"disk{number}-{size}.img")
         if not image.exists():
             with image.open("wb") as file:
                 file.truncate(size)
-        elif image.stat().st_size != size:
-            sys.exit(f"scripts/vm: {image} has {image.stat().st_size} bytes, not {size}; remove it, or give its size")
         words.append(f"ubd{number}={image}")
     return words
 

@@ -7,18 +7,21 @@ from uuid import UUID
 import msgspec
 
 from blkrecov import provision
+from blkrecov.dm import names
 from blkrecov.dm.status import RaidStatus, parse_raid
+from blkrecov.dm.table import TargetLine
 from blkrecov.geometry import Request
 from blkrecov.model import UNIT, Document, Drive, Layout, Lun, MemberState
-from blkrecov.units import MIB, Bytes
+from blkrecov.observed import Backing, Exported, Live, Observed
+from blkrecov.units import MIB, Bytes, Sectors
 
 DATA_START = 8 * UNIT
 FAULT_TOLERANT = [layout for layout in Layout if layout.fault_tolerant]
 
 
 def uuids(start: int = 1) -> Iterator[UUID]:
-    """UUIDs that are the same in every run."""
-    return (UUID(int=number) for number in count(start))
+    """UUIDs that are the same in every run. As with random ones, their first eight digits tell them apart."""
+    return (UUID(int=number << 96) for number in count(start))
 
 
 def drive(number: int, units: int = 200, *, hot_spare: bool = False) -> Drive:
@@ -67,6 +70,44 @@ def with_states(lun: Lun, *states: MemberState) -> Lun:
     return lun
 
 
-def raid(legs: str, action: str = "idle", ratio: str = "64/64", *, mismatch: int = 0) -> RaidStatus:
+def raid_words(legs: str, action: str = "idle", ratio: str = "64/64", *, mismatch: int = 0) -> str:
     """What the kernel says of a plex with these legs."""
-    return parse_raid(f"raid1 {len(legs)} {legs} {ratio} {action} {mismatch} 0 -")
+    return f"raid1 {len(legs)} {legs} {ratio} {action} {mismatch} 0 -"
+
+
+def raid(legs: str, action: str = "idle", ratio: str = "64/64", *, mismatch: int = 0) -> RaidStatus:
+    """The same, read."""
+    return parse_raid(raid_words(legs, action, ratio, mismatch=mismatch))
+
+
+def seen(
+    document: Document, words: str | None = None, *, away: tuple[str, ...] = (), suspended: bool = False
+) -> Observed:
+    """A machine on which the drives are that are online by the document, but for those that are `away`.
+
+    With `words` the plex of LUN v is loaded and says these; without, nothing is loaded.
+    """
+    backings = {
+        drive.uuid: Backing(device=f"/dev/loop{index}", number=f"7:{index}")
+        for index, drive in enumerate(document.drives)
+        if drive.online and drive.name not in away
+    }
+    if words is None:
+        return Observed(backings=backings)
+    lun = document.lun("v")
+    plex = Live(
+        name=names.plex_name(document.name, lun.name),
+        uuid=names.dm_uuid(lun.uuid, "plex"),
+        number="253:40",
+        table=(_line(lun, "raid1 0 0"),),
+        status=(_line(lun, words),),
+        suspended=suspended,
+        inactive=False,
+        open_count=1,
+    )
+    exports = {lun.uuid: Exported(disk="/dev/sda", naa="6001405", size=lun.size)} if lun.exported else {}
+    return Observed(devices={plex.uuid: plex}, backings=backings, exports=exports)
+
+
+def _line(lun: Lun, params: str) -> TargetLine:
+    return TargetLine(start=Sectors(0), length=Sectors(lun.size), kind="raid", params=params)

@@ -2,7 +2,8 @@
 
 The machine knows the rules that a plan can break (a name is taken, a device is in use, a table names a device that is not there,
 a member without superblock among members that have one) and the little of dm-raid that decides the next plan: superblocks, a leg
-that is given up when md meets its failure, a rebuild that a table asks for. What the real one does is tested in tests/kernel.
+that is given up when md meets its failure and called failed by the others' superblocks, a rebuild that a table asks for. What the
+real one does is tested in tests/kernel.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from blkrecov.converge import Group, converge, converge_ports, take_note
 from blkrecov.dm import names
 from blkrecov.dm.superblock import Superblock
 from blkrecov.dm.table import Table, TargetLine
+from blkrecov.geometry import Request
 from blkrecov.model import Document, DriveStatus, Layout, Lun, MemberState
 from blkrecov.observed import Backing, Exported, Live, Observed
 from blkrecov.proposal import Proposal
@@ -84,6 +86,11 @@ class Machine:
         for plex in self.plexes.values():
             plex.letters = ["A" if letter == "a" else letter for letter in plex.letters]
 
+    def place(self, lun: Lun, index: int) -> Place:
+        """Where a member's superblock lies."""
+        member = lun.members[index]
+        return self.backings[member.drive].number, member.meta[0].start
+
     def change(self, name: str, *, suspended: bool | None = None, inactive: bool | None = None) -> None:
         live = self.devices[name]
         self.devices[name] = replace(
@@ -96,16 +103,21 @@ class Machine:
 
     def observe(self, document: Document) -> Observed:
         live = {device.uuid: replace(device, status=self._status(device)) for device in self.devices.values()}
-        exports = {uuid: Exported(disk="/dev/sda", naa="6001405") for uuid in self.exports}
-        seen = Observed(devices=live, backings=self.backings, exports=exports)
+        # A drive that is out of the array is not looked at, whether its file is there or not.
+        online = {drive.uuid for drive in document.drives if drive.online}
+        backings = {drive: backing for drive, backing in self.backings.items() if drive in online}
+        exports = {
+            uuid: Exported(disk="/dev/sda", naa="6001405", size=size) for uuid, (_, size) in self.exports.items()
+        }
+        seen = Observed(devices=live, backings=backings, exports=exports)
         idle = [lun for lun in document.luns if lun.layout.fault_tolerant and not seen.loaded(lun)]
         superblocks = {
-            member.uuid: self.superblocks.get((self.backings[member.drive].number, member.meta[0].start))
+            member.uuid: self.superblocks.get((backings[member.drive].number, member.meta[0].start))
             for lun in idle
             for member in lun.members
-            if member.drive in self.backings
+            if member.drive in backings
         }
-        return Observed(devices=live, backings=self.backings, exports=exports, superblocks=superblocks)
+        return Observed(devices=live, backings=backings, exports=exports, superblocks=superblocks)
 
     def _status(self, device: Live) -> Table:
         if device.name not in self.plexes or not device.table or device.table[0].kind != "raid":
@@ -221,6 +233,17 @@ class Machine:
                     legs=len(metas), position=index, events=1, failed=0, recovery_offset=None, resync_offset=None
                 )
         self.plexes[name] = Plex(places, letters)
+        if rebuild:  # It begins at once, and md writes that down.
+            self._write_down(name)
+
+    def _write_down(self, name: str) -> None:
+        """md's next superblocks, on the legs that work: which legs do not."""
+        plex = self.plexes[name]
+        working = [place for place, letter in zip(plex.places, plex.letters, strict=True) if place and letter != "D"]
+        events = 1 + max((self.superblocks[place].events for place in working), default=0)
+        failed = sum(1 << index for index, letter in enumerate(plex.letters) if letter == "D")
+        for place in working:
+            self.superblocks[place] = replace(self.superblocks[place], events=events, failed=failed)
 
     def _place(self, number: str) -> Place | None:
         """Where a leg's first sector is; None where reading it fails."""
@@ -244,6 +267,7 @@ class Machine:
                 plex.letters[index]
             ]:
                 plex.letters[index] = "D"
+        self._write_down(name)
 
     def _users(self, name: str) -> list[str]:
         number = self.devices[name].number
@@ -273,6 +297,14 @@ class Machine:
         return plan
 
 
+def made(
+    machine: Machine, document: Document, layout: Layout, *on: str, name: str = "v", start: int = 0x9000
+) -> Document:
+    """With another LUN, its space prepared, no device of it made."""
+    request = Request(name=name, layout=layout, size=Bytes(64 * MIB), drives=on)
+    return machine.prepare(provision.create(document, request, uuids(start)))
+
+
 def running(document: Document) -> Machine:
     """A machine on which the array runs, all of it in sync."""
     machine = Machine.with_drives(document)
@@ -287,6 +319,11 @@ def whole(layout: Layout = Layout.RAID1, number: int = 6) -> Document:
 
 def kinds(steps: list[Step]) -> list[str]:
     return [type(step).__name__ for step in steps]
+
+
+def loads(steps: list[Step]) -> list[str]:
+    """The devices that a plan makes."""
+    return [step.device.name for step in steps if isinstance(step, CreateDevice)]
 
 
 # From nothing to everything.
@@ -367,6 +404,31 @@ def test_a_lun_grows_from_the_bottom_up(layout: Layout) -> None:
     assert kinds(plan) == ["ReplaceTable"] * (len(plan) - 1) + ["Rescan"]
     assert machine.exports[document.lun("v").uuid][1] == 100 * 2048
     assert machine.plan(document) == []
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_a_disk_that_missed_its_rescan_gets_it(layout: Layout) -> None:
+    """The process was killed after the last table: nothing but the disk's own size tells that it believes the old one."""
+    document = whole(layout)
+    machine = running(document)
+    lun = document.lun("v")
+    document = provision.extend(document, lun, Bytes(100 * MIB), uuids(0x9000)).document
+    steps = len(machine.plan(document))
+    machine.run(document, limit=steps - 1)
+    assert machine.observe(document).exports[lun.uuid].size == 64 * 2048
+    assert machine.run(document) == [Rescan("v", lun.uuid)]
+    assert machine.exports[lun.uuid][1] == 100 * 2048
+    assert machine.plan(document) == []
+
+
+def test_a_disk_is_rescanned_after_the_lun_under_it_has_grown() -> None:
+    """Before that it would learn the old size again, and keep it."""
+    document = whole()
+    machine = running(document)
+    document = provision.extend(document, document.lun("v"), Bytes(100 * MIB), uuids(0x9000)).document
+    plan = machine.plan(document)
+    tops = [at for at, step in enumerate(plan) if isinstance(step, ReplaceTable) and step.name == "blkrecov-lab-v"]
+    assert tops == [plan.index(Rescan("v", document.lun("v").uuid)) - 1]
 
 
 # Failures.
@@ -476,8 +538,13 @@ def substituted(machine: Machine, document: Document, name: str = "d0", start: i
     """After d0 failed and Recover was asked for: the document and the prepared drive, no device changed."""
     document = provision.fail_drive(document, name).document
     machine.run(document)
-    raid = machine.observe(document).raid(document.lun("v"))
-    return machine.prepare(recover.propose(document, document.lun("v"), raid, None, uuids(start))[0])
+    return recovered(machine, document, start)
+
+
+def recovered(machine: Machine, document: Document, start: int) -> Document:
+    """After Recover was asked for: the document with the substitute, whose UUID begins with `start`; its drive is prepared."""
+    proposal, _ = recover.propose(document, machine.observe(document), document.lun("v"), None, uuids(start))
+    return machine.prepare(proposal)
 
 
 def test_a_substitution_step_by_step() -> None:
@@ -490,19 +557,19 @@ def test_a_substitution_step_by_step() -> None:
         (type(step).__name__, step.device.name if isinstance(step, CreateDevice) else step.lines()[0]) for step in plan
     ]
     assert told == [
-        ("CreateDevice", "blkrecov-lab-v-rmeta_0_new"),
-        ("CreateDevice", "blkrecov-lab-v-rimage_0_new"),
+        ("CreateDevice", "blkrecov-lab-v-rmeta_0_00009000"),
+        ("CreateDevice", "blkrecov-lab-v-rimage_0_00009000"),
         ("ReplaceTable", "suspend blkrecov-lab-v-plex, load this table, resume"),
         ("RemoveDevice", "remove blkrecov-lab-v-rimage_0"),
         ("RemoveDevice", "remove blkrecov-lab-v-rmeta_0"),
-        ("RenameDevice", "rename blkrecov-lab-v-rmeta_0_new to blkrecov-lab-v-rmeta_0"),
-        ("RenameDevice", "rename blkrecov-lab-v-rimage_0_new to blkrecov-lab-v-rimage_0"),
+        ("RenameDevice", "rename blkrecov-lab-v-rmeta_0_00009000 to blkrecov-lab-v-rmeta_0"),
+        ("RenameDevice", "rename blkrecov-lab-v-rimage_0_00009000 to blkrecov-lab-v-rimage_0"),
     ]
     load = plan[2]
     assert isinstance(load, ReplaceTable)
     assert load.table[0].params == (
         "raid1 7 0 rebuild 0 max_recovery_rate 16777216 region_size 2048 2 "
-        "/dev/mapper/blkrecov-lab-v-rmeta_0_new /dev/mapper/blkrecov-lab-v-rimage_0_new "
+        "/dev/mapper/blkrecov-lab-v-rmeta_0_00009000 /dev/mapper/blkrecov-lab-v-rimage_0_00009000 "
         "/dev/mapper/blkrecov-lab-v-rmeta_1 /dev/mapper/blkrecov-lab-v-rimage_1"
     )
     assert machine.plan(document) == []
@@ -556,10 +623,60 @@ def test_a_substitute_that_fails_is_substituted_too(done: int) -> None:
     second = document.drive_of(document.lun("v").members[0].drive).name
     document = msgspec.structs.replace(document, tasks=())
     document = provision.fail_drive(document, second).document
-    document = machine.prepare(recover.propose(document, document.lun("v"), None, None, uuids(0xA000))[0])
+    document = recovered(machine, document, 0xA000)
     machine.run(document)
     assert machine.plan(document) == []
     assert machine.plexes["blkrecov-lab-v-plex"].letters == ["a", "A"]
+
+
+def renamed(plan: list[Step]) -> int:
+    """How many steps of a plan come before the first new name."""
+    return next(at for at, step in enumerate(plan) if isinstance(step, RenameDevice))
+
+
+@pytest.mark.parametrize("layout", FAULT_TOLERANT)
+def test_a_substitute_that_fails_before_its_rename_leaves_nothing_behind(layout: Layout) -> None:
+    """Its legs are in the plex under the names that they were made with, and the legs before them are gone already. The next
+    substitute's are made beside them, under names of their own, and end under the member's.
+    """
+    document, _ = with_lun(drives(8), layout, on=tuple(f"d{number}" for number in range(layout.minimum)))
+    machine = running(document)
+    document = substituted(machine, document)
+    machine.run(document, limit=renamed(machine.plan(document)))
+    assert "blkrecov-lab-v-rimage_0_00009000" in machine.devices
+    assert "blkrecov-lab-v-rimage_0" not in machine.devices
+    second = document.drive_of(document.lun("v").members[0].drive).name
+    document = provision.fail_drive(msgspec.structs.replace(document, tasks=()), second).document
+    machine.run(document)
+    document = recovered(machine, document, 0xA000)
+    machine.run(document)
+    assert machine.plan(document) == []
+    member = document.lun("v").members[0]
+    assert machine.devices["blkrecov-lab-v-rimage_0"].uuid == names.dm_uuid(member.uuid, "rimage")
+    assert machine.devices["blkrecov-lab-v-rmeta_0"].uuid == names.dm_uuid(member.uuid, "rmeta")
+    assert [name for name in machine.devices if name.endswith(("_00009000", "_0000a000"))] == []
+    assert machine.plexes["blkrecov-lab-v-plex"].letters == ["a", *"A" * (layout.minimum - 1)]
+
+
+def test_two_substitutes_in_a_row_never_share_a_name() -> None:
+    """The second is made while the first still has the name that it was made under: both are told by their members' UUIDs."""
+    document, _ = with_lun(drives(4), Layout.RAID1, on=("d0", "d1"))
+    machine = running(document)
+    document = substituted(machine, document)
+    machine.run(document, limit=renamed(machine.plan(document)) - 2)
+    document = provision.fail_drive(msgspec.structs.replace(document, tasks=()), "d2").document
+    document = recovered(machine, document, 0xA000)
+    plan = machine.plan(document)
+    assert [step.device.name for step in plan if isinstance(step, CreateDevice)] == [
+        "blkrecov-lab-v-rmeta_0_0000a000",
+        "blkrecov-lab-v-rimage_0_0000a000",
+    ]
+    assert sorted(step.name for step in plan if isinstance(step, RemoveDevice)) == [
+        "blkrecov-lab-v-rimage_0",
+        "blkrecov-lab-v-rimage_0_00009000",
+        "blkrecov-lab-v-rmeta_0",
+        "blkrecov-lab-v-rmeta_0_00009000",
+    ]
 
 
 # Deletion.
@@ -599,6 +716,55 @@ def test_a_new_lun_never_lies_on_a_deleted_one_s_plex() -> None:
     assert machine.plan(document) == []
 
 
+@pytest.mark.parametrize("after", Layout)
+@pytest.mark.parametrize("before", [Layout.LINEAR, Layout.RAID1, Layout.RAID6])
+def test_a_name_is_free_for_another_lun_at_once(before: Layout, after: Layout) -> None:
+    """The deleted LUN goes first, all of it and its disk: no device of the new one is made under a name for the time being, and
+    none of the old one's is left under it.
+    """
+    document = whole(before)
+    machine = running(document)
+    old = set(machine.devices)
+    document = provision.delete(document, document.lun("v"), ()).document
+    document = made(machine, document, after)
+    plan = machine.run(document)
+    gone = [step.name for step in plan if isinstance(step, RemoveDevice)]
+    assert set(gone) == {name for name in old if "-drive-" not in name}
+    assert kinds(plan)[: len(gone) + 1] == ["Unexport"] + ["RemoveDevice"] * len(gone)
+    assert "RenameDevice" not in kinds(plan)
+    assert list(machine.exports) == [document.lun("v").uuid]
+    assert machine.state() == running(document).state()
+    assert machine.plan(document) == []
+
+
+def test_a_name_reused_while_legs_are_left_of_the_deleted_lun() -> None:
+    """A process was killed between the plex and the legs: what is left has no top or plex that would tell whose it was."""
+    document = whole()
+    machine = running(document)
+    document = provision.delete(document, document.lun("v"), ()).document
+    machine.run(document, limit=3)
+    assert "blkrecov-lab-v-plex" not in machine.devices
+    assert "blkrecov-lab-v-rimage_0" in machine.devices
+    document = made(machine, document, Layout.RAID1)
+    machine.run(document)
+    assert machine.state() == running(document).state()
+    assert machine.plan(document) == []
+
+
+def test_two_luns_that_exchange_their_names_lie_on_their_own_members() -> None:
+    """Deleted both, made again the other way round, before any process looked."""
+    document, _ = with_lun(drives(6), Layout.RAID1, "v", on=("d0", "d1"))
+    document, _ = with_lun(document, Layout.RAID5, "w", on=("d2", "d3", "d4"))
+    machine = running(document)
+    for name in ("v", "w"):
+        document = provision.delete(document, document.lun(name), ()).document
+    document = made(machine, document, Layout.RAID5, "d2", "d3", "d4")
+    document = made(machine, document, Layout.RAID1, "d0", "d1", name="w", start=0xA000)
+    machine.run(document)
+    assert machine.state() == running(document).state()
+    assert machine.plan(document) == []
+
+
 # What a crash leaves.
 
 
@@ -617,8 +783,18 @@ def _changes() -> Iterator[tuple[str, Change]]:
     def grown(_machine: Machine, document: Document) -> Document:
         return provision.extend(document, document.lun("v"), Bytes(100 * MIB), uuids(0x9000)).document
 
+    def replaced(machine: Machine, document: Document) -> Document:
+        return made(machine, provision.delete(document, document.lun("v"), ()).document, Layout.RAID6)
+
     def failed(_machine: Machine, document: Document) -> Document:
         return provision.fail_drive(document, "d0").document
+
+    def twice(machine: Machine, document: Document) -> Document:
+        document = substituted(machine, document)
+        machine.run(document, limit=renamed(machine.plan(document)))
+        second = document.drive_of(document.lun("v").members[0].drive).name
+        document = provision.fail_drive(msgspec.structs.replace(document, tasks=()), second).document
+        return recovered(machine, document, 0xA000)
 
     def created(machine: Machine, document: Document) -> Document:
         document, _ = with_lun(document, Layout.RAID6, "w")
@@ -628,11 +804,13 @@ def _changes() -> Iterator[tuple[str, Change]]:
         on = tuple(f"d{number}" for number in range(layout.minimum))
         before, _ = with_lun(drives(6), layout, on=on)
         yield f"delete-{layout}", Change(before, deleted)
+        yield f"reuse-the-name-of-{layout}", Change(before, replaced)
         yield f"grow-{layout}", Change(before, grown)
         yield f"create-beside-{layout}", Change(before, created)
         if layout.fault_tolerant:
             yield f"fail-{layout}", Change(before, failed)
             yield f"substitute-{layout}", Change(before, substituted)
+            yield f"substitute-the-substitute-{layout}", Change(before, twice)
 
 
 CHANGES = dict(_changes())
@@ -791,6 +969,83 @@ def test_a_lun_that_is_not_whole_is_suspect_instead(state: MemberState) -> None:
     assert "ForceResync" not in kinds(machine.plan(noted, unclean=True))
 
 
+@pytest.mark.parametrize("done", range(8))
+@pytest.mark.parametrize("layout", FAULT_TOLERANT)
+def test_a_lun_whose_rebuild_a_power_cut_interrupts_is_suspect(layout: Layout, done: int) -> None:
+    """However far its substitution had come. The rebuild goes on and makes it whole, not right: the regions that were written to
+    when the power went are known to nobody afterwards.
+    """
+    document, _ = with_lun(drives(6), layout, on=tuple(f"d{number}" for number in range(layout.minimum)))
+    machine = running(document)
+    document = substituted(machine, document)
+    machine.run(document, limit=done)
+    machine.power_cut()
+    noted = take_note(document, machine.observe(document), unclean=True)
+    assert noted.lun("v").suspect
+    assert noted.lun("v").members == document.lun("v").members
+    assert "ForceResync" not in kinds(machine.plan(noted, unclean=True))
+
+
+def test_a_rebuild_that_a_clean_stop_interrupts_is_no_reason_for_doubt() -> None:
+    """Nothing was in flight."""
+    document, _ = with_lun(drives(3), Layout.RAID1, on=("d0", "d1"))
+    machine = running(document)
+    document = substituted(machine, document)
+    machine.run(document)
+    machine.power_cut()
+    assert take_note(document, machine.observe(document), unclean=False) == document
+
+
+def test_a_suspect_lun_stays_suspect_when_its_rebuild_has_ended() -> None:
+    """Only a repair takes the doubt away: recover.rebuilt() and a look at a plex in sync do not."""
+    document, _ = with_lun(drives(3), Layout.RAID1, on=("d0", "d1"))
+    machine = running(document)
+    document = substituted(machine, document)
+    machine.run(document)
+    machine.power_cut()
+    document = take_note(document, machine.observe(document), unclean=True)
+    machine.run(document, unclean=True)
+    machine.rebuilt()
+    document = document.with_lun(recover.rebuilt(document.lun("v")))
+    noted = take_note(document, machine.observe(document), unclean=False)
+    assert noted.lun("v").suspect
+    assert recover.examine(noted, machine.observe(noted), noted.lun("v")).disagree
+
+
+@pytest.mark.parametrize("layout", FAULT_TOLERANT)
+def test_a_leg_that_the_kernel_is_still_regenerating_makes_a_lun_suspect(layout: Layout) -> None:
+    """In sync by the document, not by its own superblock: no resynchronisation is asked for (the kernel has that leg to do
+    first), so the doubt has to be remembered.
+    """
+    document = whole(layout)
+    machine = running(document)
+    machine.power_cut()
+    place = machine.place(document.lun("v"), 0)
+    machine.superblocks[place] = replace(machine.superblocks[place], recovery_offset=4096)
+    noted = take_note(document, machine.observe(document), unclean=True)
+    assert "ForceResync" not in kinds(machine.plan(noted, unclean=True))
+    assert noted.lun("v").suspect
+
+
+@pytest.mark.parametrize("layout", FAULT_TOLERANT)
+def test_an_unclean_stop_is_remembered_of_a_lun_that_cannot_be_used_yet(layout: Layout) -> None:
+    """Its drives are away when the array is brought up. Once that is stopped in good order nothing else would tell that this LUN
+    was not: when the drives are back, its members may disagree and no resynchronisation is asked for.
+    """
+    on = tuple(f"d{number}" for number in range(layout.minimum))
+    document, _ = with_lun(drives(6), layout, on=on)
+    machine = running(document)
+    machine.power_cut()
+    backings = dict(machine.backings)
+    for name in on:
+        del machine.backings[document.drive(name).uuid]
+    noted = take_note(document, machine.observe(document), unclean=True)
+    assert noted.lun("v").members == document.lun("v").members
+    machine.backings = backings
+    again = take_note(noted, machine.observe(noted), unclean=False)
+    assert again.lun("v").suspect or "ForceResync" in kinds(machine.plan(again, unclean=False))
+
+
 def test_a_whole_lun_is_not_suspect() -> None:
     """The resynchronisation covers all that was in flight."""
     document = whole()
@@ -839,6 +1094,138 @@ def test_a_member_whose_superblock_is_gone_is_lost() -> None:
     member = document.lun("v").members[1]
     del machine.superblocks[machine.backings[member.drive].number, member.meta[0].start]
     assert take_note(document, machine.observe(document), unclean=False).lun("v").lost == {1}
+
+
+def written(machine: Machine, lun: Lun, *words: tuple[int, int]) -> None:
+    """Superblocks with these (events, failed) on the members in their order. The machine is off."""
+    machine.power_cut()
+    for index, (events, failed) in enumerate(words):
+        place = machine.place(lun, index)
+        machine.superblocks[place] = replace(machine.superblocks[place], events=events, failed=failed)
+
+
+def test_a_member_that_the_freshest_superblock_calls_failed_is_lost() -> None:
+    """The kernel gave it up and the machine stopped before anybody looked. The member's own superblock is from before that and
+    knows nothing: it would be taken for in sync.
+    """
+    document = whole()
+    machine = running(document)
+    written(machine, document.lun("v"), (9, 0b10), (7, 0))
+    assert take_note(document, machine.observe(document), unclean=False).lun("v").lost == {1}
+
+
+def test_a_stale_superblock_calls_nobody_failed() -> None:
+    """What it says was true once: of a member that was regenerated since, or on a leg that went on alone, and lost."""
+    document = whole()
+    machine = running(document)
+    written(machine, document.lun("v"), (9, 0), (7, 0b01))
+    assert take_note(document, machine.observe(document), unclean=False) == document
+
+
+@pytest.mark.parametrize(
+    ("words", "lost"),
+    [(((9, 0b010), (7, 0b001), (9, 0b010)), {1}), (((7, 0b010), (9, 0b001), (9, 0b001)), {0})],
+)
+def test_of_two_that_call_each_other_failed_the_freshest_is_right(
+    words: tuple[tuple[int, int], ...], lost: set[int]
+) -> None:
+    """Wherever it stands among the members."""
+    document = whole(Layout.RAID5)
+    machine = running(document)
+    written(machine, document.lun("v"), *words)
+    assert take_note(document, machine.observe(document), unclean=False).lun("v").lost == lost
+
+
+def test_every_failed_bit_is_a_member() -> None:
+    """Bit N is leg N; a raid6 may have lost two."""
+    document = whole(Layout.RAID6)
+    machine = running(document)
+    written(machine, document.lun("v"), (9, 0b1010), (3, 0), (9, 0b1010), (7, 0b0010))
+    assert take_note(document, machine.observe(document), unclean=False).lun("v").lost == {1, 3}
+
+
+def test_the_failed_word_of_a_drive_that_is_away_is_not_waited_for() -> None:
+    """The freshest of those that can be read counts; the member that cannot be is lost for being away."""
+    document = whole(Layout.RAID6)
+    machine = running(document)
+    written(machine, document.lun("v"), (9, 0b1000), (9, 0b1000), (8, 0b0100), (7, 0))
+    del machine.backings[document.lun("v").members[0].drive]
+    assert take_note(document, machine.observe(document), unclean=False).lun("v").lost == {0, 3}
+
+
+def test_a_failed_word_says_nothing_of_a_substitute() -> None:
+    """It is about the member that had the place before; the substitute is to be regenerated anyway."""
+    document, _ = with_lun(drives(3), Layout.RAID1, on=("d0", "d1"))
+    machine = running(document)
+    document = substituted(machine, document)
+    machine.power_cut()
+    assert machine.superblocks[machine.place(document.lun("v"), 1)].failed == 0b01
+    noted = take_note(document, machine.observe(document), unclean=False)
+    assert [member.state for member in noted.lun("v").members] == [REBUILDING, MemberState.IN_SYNC]
+
+
+def test_a_leg_given_up_just_before_a_power_cut_is_lost_afterwards() -> None:
+    """From end to end: the drive failed and md wrote it down, and nothing was stored by us."""
+    document = whole()
+    machine = running(document)
+    machine.run(provision.fail_drive(document, "d0").document)
+    machine.power_cut()
+    noted = take_note(document, machine.observe(document), unclean=True)
+    assert noted.lun("v").lost == {0}
+    assert noted.lun("v").suspect
+
+
+@pytest.mark.parametrize("layout", [layout for layout in FAULT_TOLERANT if layout is not Layout.RAID1])
+def test_superblocks_that_call_too_many_failed_lose_no_members(layout: Layout) -> None:
+    """The LUN is not used with what is left, so nothing more is missed: what there is stays for a person to judge."""
+    document = whole(layout)
+    machine = running(document)
+    lun = document.lun("v")
+    last = len(lun.members) - 1
+    written(machine, lun, *[(7, 0)] * last, (9, (1 << last) - 1))
+    assert take_note(document, machine.observe(document), unclean=False) == document
+
+
+def test_one_leg_of_a_mirror_is_enough_to_call_the_others_failed() -> None:
+    """It went on alone, and holds all there is."""
+    document, _ = with_lun(drives(3), Layout.RAID1, members=3)
+    machine = running(document)
+    written(machine, document.lun("v"), (7, 0), (9, 0b101), (8, 0b001))
+    assert take_note(document, machine.observe(document), unclean=False).lun("v").lost == {0, 2}
+
+
+def untrusted(machine: Machine, document: Document, how: str) -> None:
+    """d0 is away; the member on d1 has no superblock, or the others' call it failed."""
+    lun = document.lun("v")
+    written(machine, lun, (9, 0b010), (7, 0), (9, 0b010))
+    del machine.backings[lun.members[0].drive]
+    if how == "blank":
+        del machine.superblocks[machine.place(lun, 1)]
+
+
+@pytest.mark.parametrize("how", ["blank", "given up"])
+def test_a_lun_is_not_loaded_with_members_that_its_superblocks_disown(how: str) -> None:
+    """Only one of three is good: too few, whether the others are away, wiped or stale. Its node says EIO until they are back."""
+    document, _ = with_lun(drives(3), Layout.RAID5)
+    machine = running(document)
+    untrusted(machine, document, how)
+    noted = take_note(document, machine.observe(document), unclean=False)
+    assert noted.lun("v").lost == frozenset()
+    assert "blkrecov-lab-v-plex" not in loads(machine.plan(noted))
+
+
+def test_a_mirror_that_held_data_is_not_begun_anew_on_a_blank_leg() -> None:
+    """The other one is away. Without any superblock the LUN would be a new one, were it not known to have been in sync once."""
+    document, lun = with_lun(drives(2), Layout.RAID1)
+    machine = running(document)
+    document = take_note(document, machine.observe(document), unclean=False)
+    assert document.lun("v").initialised
+    machine.power_cut()
+    del machine.superblocks[machine.place(lun, 0)]
+    del machine.backings[lun.members[1].drive]
+    noted = take_note(document, machine.observe(document), unclean=False)
+    assert noted.lun("v").lost == frozenset()
+    assert "blkrecov-lab-v-plex" not in loads(machine.plan(noted))
 
 
 def test_a_lun_without_any_superblock_is_new() -> None:

@@ -12,7 +12,7 @@ from blkrecov.errors import BlkrecovError, InvalidArgument, NotEnoughDrives, Not
 from blkrecov.geometry import Request, carve, choose_substitute, member_length, region_size
 from blkrecov.model import UNIT, Document, DriveStatus, Extent, Layout, Lun, MemberState, TaskState
 from blkrecov.units import MIB, Bytes, Sectors
-from tests.unit.arrays import DATA_START, FAULT_TOLERANT, array, drive, drives, uuids, with_lun, with_states
+from tests.unit.arrays import DATA_START, FAULT_TOLERANT, array, drive, drives, seen, uuids, with_lun, with_states
 
 GIB = 1024 * MIB
 
@@ -217,8 +217,8 @@ def test_a_linear_lun_grows_by_new_members() -> None:
     document, lun = with_lun(drives(2, 70), Layout.LINEAR)
     grown = geometry.extended(document, lun, Bytes(100 * MIB), uuids(0x9000))
     assert grown.members[0] == lun.members[0]
-    assert names(document, lun) == ["d1"]
-    assert names(document, grown) == ["d1", "d0"]
+    assert names(document, lun) == ["d0"]
+    assert names(document, grown) == ["d0", "d1"]
     assert grown.members[1].length == 36 * UNIT
 
 
@@ -334,7 +334,7 @@ def carried_out(document: Document, operation: Operation, number: int) -> Docume
             return provision.extend(document, lun, Bytes(lun.bytes + mib * MIB), ids).document
         if word == "delete":
             return provision.delete(document, lun, ()).document
-        proposal, task = recover.propose(document, lun, None, None, ids)
+        proposal, task = recover.propose(document, seen(document), lun, None, ids)
         after = proposal.document.lun_of(lun.uuid)
         ended = msgspec.structs.replace(task, state=TaskState.COMPLETED)
         return proposal.document.with_lun(recover.rebuilt(after)).with_task(ended)

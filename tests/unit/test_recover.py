@@ -4,7 +4,6 @@ import msgspec
 import pytest
 
 from blkrecov import provision, recover, tasks
-from blkrecov.dm.status import RaidStatus
 from blkrecov.errors import (
     AnotherCallInProgress,
     BlkrecovError,
@@ -28,7 +27,7 @@ from blkrecov.model import (
 )
 from blkrecov.proposal import Proposal
 from blkrecov.steps import Message, ZeroExtent
-from tests.unit.arrays import FAULT_TOLERANT, array, drive, drives, raid, uuids, with_lun, with_states
+from tests.unit.arrays import FAULT_TOLERANT, array, drive, drives, raid_words, seen, uuids, with_lun, with_states
 
 LOST = MemberState.FAILED
 GOOD = MemberState.IN_SYNC
@@ -47,9 +46,9 @@ def without(document: Document, name: str = "d0") -> Document:
     return provision.fail_drive(document, name).document
 
 
-def proposed(document: Document, status: RaidStatus | None = None, spare: str | None = None) -> tuple[Proposal, Task]:
+def proposed(document: Document, words: str | None = None, spare: str | None = None) -> tuple[Proposal, Task]:
     named = document.drive(spare) if spare else None
-    return recover.propose(document, document.lun("v"), status, named, uuids(0x9000))
+    return recover.propose(document, seen(document, words), document.lun("v"), named, uuids(0x9000))
 
 
 def drive_of(document: Document, index: int) -> str:
@@ -59,7 +58,7 @@ def drive_of(document: Document, index: int) -> str:
 def test_a_healthy_lun_is_done_at_once() -> None:
     """S_OK and 100 percent: what was asked for is true."""
     document = mirror(200)
-    proposal, task = proposed(document, raid("AA"))
+    proposal, task = proposed(document, raid_words("AA"))
     assert (task.state, task.percent, task.code, task.phases) == (TaskState.COMPLETED, 100, "S_OK", ())
     assert proposal.document.luns == document.luns
     assert (proposal.prepare, proposal.then) == ((), ())
@@ -69,7 +68,7 @@ def test_a_healthy_lun_is_done_at_once() -> None:
 def test_a_lost_member_is_substituted() -> None:
     """Another drive, another UUID, zeroed metadata, and the kernel to regenerate its contents."""
     before = without(mirror(200))
-    proposal, task = proposed(before, raid("DA"))
+    proposal, task = proposed(before, raid_words("DA"))
     lost, member = before.lun("v").members[0], proposal.document.lun("v").members[0]
     assert drive_of(proposal.document, 0) == "d2"
     assert member.uuid != lost.uuid
@@ -83,13 +82,13 @@ def test_a_lost_member_is_substituted() -> None:
 
 def test_the_lost_member_s_space_is_free_again() -> None:
     """Nothing refers to it any more; its drive could be removed."""
-    proposal, _ = proposed(without(mirror(200)), raid("DA"))
+    proposal, _ = proposed(without(mirror(200)), raid_words("DA"))
     assert [drive.name for drive in provision.remove_drive(proposal.document, "d0").document.drives] == ["d1", "d2"]
 
 
 def test_the_kernel_s_word_is_enough() -> None:
     """A leg that md has given up is lost, whether or not the document knows yet."""
-    proposal, task = proposed(mirror(200), raid("AD"))
+    proposal, task = proposed(mirror(200), raid_words("AD"))
     assert drive_of(proposal.document, 1) == "d2"
     assert task.phases == (Phase.REBUILD,)
 
@@ -98,7 +97,7 @@ def test_the_smallest_hot_spare_that_fits_is_chosen_first() -> None:
     """And is a hot spare no more (VDS_DRF_HOTSPARE)."""
     spares = (drive(3, 300, hot_spare=True), drive(4, 70, hot_spare=True), drive(5, 20, hot_spare=True))
     document, _ = with_lun(array(drive(0), drive(1), drive(2, 66), *spares), Layout.RAID1, on=("d0", "d1"))
-    proposal, _ = proposed(without(document), raid("DA"))
+    proposal, _ = proposed(without(document), raid_words("DA"))
     assert drive_of(proposal.document, 0) == "d4"
     assert [drive.hot_spare for drive in proposal.document.drives] == [False, False, False, True, False, True]
 
@@ -106,7 +105,7 @@ def test_the_smallest_hot_spare_that_fits_is_chosen_first() -> None:
 def test_an_explicit_spare_goes_before_hot_spares() -> None:
     """Whoever names it has reasons; the hot spare stays one."""
     document, _ = with_lun(array(drive(0), drive(1), drive(2), drive(3, hot_spare=True)), Layout.RAID1, on=("d0", "d1"))
-    proposal, _ = proposed(without(document), raid("DA"), spare="d2")
+    proposal, _ = proposed(without(document), raid_words("DA"), spare="d2")
     assert drive_of(proposal.document, 0) == "d2"
     assert proposal.document.drive("d3").hot_spare
 
@@ -115,7 +114,7 @@ def test_free_space_serves_where_there_is_no_spare() -> None:
     """Also on a drive that other LUNs use."""
     document = mirror(200)
     document, _ = with_lun(document, Layout.LINEAR, "w", on=("d2",))
-    proposal, _ = proposed(without(document), raid("DA"))
+    proposal, _ = proposed(without(document), raid_words("DA"))
     assert drive_of(proposal.document, 0) == "d2"
     assert proposal.document.lun("v").members[0].meta[0].start == document.drive("d2").data_start + 64 * UNIT
 
@@ -133,11 +132,13 @@ def test_all_lost_members_are_substituted_at_once(layout: Layout) -> None:
     assert task.objects == ("v", "d7", drive_of(proposal.document, 2))
 
 
-@pytest.mark.parametrize("status", [raid("AA", "resync", "3/64"), raid("Aa", "recover", "3/64"), raid("Aa")])
-def test_a_mirror_out_of_sync_is_waited_for(status: RaidStatus) -> None:
+@pytest.mark.parametrize(
+    "words", [raid_words("AA", "resync", "3/64"), raid_words("Aa", "recover", "3/64"), raid_words("Aa")]
+)
+def test_a_mirror_out_of_sync_is_waited_for(words: str) -> None:
     """The kernel is at it already: nothing is asked of it, nothing changes."""
     document = mirror(200)
-    proposal, task = proposed(document, status)
+    proposal, task = proposed(document, words)
     assert task.phases == (Phase.REBUILD,)
     assert (proposal.prepare, proposal.then) == ((), ())
     assert proposal.document.luns == document.luns
@@ -148,7 +149,7 @@ def test_members_that_disagree_are_repaired(change: dict[str, int | bool]) -> No
     """Parity regeneration: the kernel compares all of it and rewrites what differs."""
     document, lun = with_lun(drives(3), Layout.RAID5)
     document = document.with_lun(msgspec.structs.replace(lun, initialised=True, **change))
-    proposal, task = proposed(document, raid("AAA"))
+    proposal, task = proposed(document, raid_words("AAA"))
     assert task.phases == (Phase.REPAIR,)
     assert proposal.then == (Message("blkrecov-lab-v-plex", "repair"),)
 
@@ -157,7 +158,7 @@ def test_a_scrub_that_found_nothing_is_no_reason_to_repair() -> None:
     """0 mismatches is a good answer, not an unknown one."""
     document = mirror(200)
     document = document.with_lun(msgspec.structs.replace(document.lun("v"), mismatches=0))
-    assert proposed(document, raid("AA"))[1].state is TaskState.COMPLETED
+    assert proposed(document, raid_words("AA"))[1].state is TaskState.COMPLETED
 
 
 @pytest.mark.parametrize("change", [{"suspect": True}, {"initialised": False}])
@@ -165,7 +166,7 @@ def test_doubt_about_the_other_members_is_repaired_after_the_rebuild(change: dic
     """The rebuild ends an initial synchronisation for good, and does not cover what it had not come to."""
     document = without(mirror(200))
     document = document.with_lun(msgspec.structs.replace(document.lun("v"), **change))
-    proposal, task = proposed(document, raid("DA"))
+    proposal, task = proposed(document, raid_words("DA"))
     assert task.phases == (Phase.REBUILD, Phase.REPAIR)
     assert proposal.then == ()
 
@@ -236,7 +237,7 @@ def test_busy_goes_before_healthy_and_before_resources() -> None:
 def test_resources_come_last(others: tuple[int, ...], spare: str | None, error: type[BlkrecovError]) -> None:
     """No drive, no room, a spare that cannot serve: the document stays as it was."""
     with pytest.raises(error):
-        proposed(without(mirror(*others)), raid("DA"), spare=spare)
+        proposed(without(mirror(*others)), raid_words("DA"), spare=spare)
 
 
 def test_a_member_that_is_being_rebuilt_is_no_copy() -> None:
@@ -246,7 +247,7 @@ def test_a_member_that_is_being_rebuilt_is_no_copy() -> None:
     document = mirror(200)
     lun = with_states(document.lun("v"), LOST, REBUILDING)
     with pytest.raises(ObjectFailed):
-        proposed(document.with_lun(lun), raid("Da", "idle", "3/64"))
+        proposed(document.with_lun(lun), raid_words("Da", "idle", "3/64"))
 
 
 def test_rebuilt_members_are_members_like_all_others() -> None:
@@ -260,6 +261,6 @@ def test_the_lost_member_s_own_drive_serves_when_it_is_back() -> None:
     """Last choice, with the space that the lost member had."""
     document = without(mirror())
     back = msgspec.structs.replace(document.drive("d0"), status=DriveStatus.ONLINE)
-    proposal, _ = proposed(document.with_drive(back), raid("DA"))
+    proposal, _ = proposed(document.with_drive(back), raid_words("DA"))
     assert drive_of(proposal.document, 0) == "d0"
     assert proposal.document.lun("v").members[0].uuid != document.lun("v").members[0].uuid

@@ -83,11 +83,11 @@ def test_directories_are_searched_one_level_deep(pool: Path, places: Places) -> 
     assert scan([], [str(pool)], IoCounter(), places=places).found == ()
 
 
-def test_the_last_resort_searches_two_levels_of_mounted_file_systems(pool: Path, places: Places) -> None:
+def test_the_last_resort_searches_three_levels_of_mounted_file_systems(pool: Path, places: Places) -> None:
     """The files were moved, and nobody told us where."""
-    (pool / "below" / "deeper").mkdir(parents=True)
-    path = make_drive(pool / "below" / "d1", 1)
-    make_drive(pool / "below" / "deeper" / "d2", 2)
+    (pool / "below" / "deeper" / "deepest").mkdir(parents=True)
+    path = make_drive(pool / "below" / "deeper" / "d1", 1)
+    make_drive(pool / "below" / "deeper" / "deepest" / "d2", 2)
     places.mountinfo.write_text(f"36 35 254:1 / {pool} rw - ext4 /dev/vdb rw\n")
     assert scan([], [], IoCounter(), places=places).found == ()
     assert [drive.path for drive in scan([], [], IoCounter(), deep=True, places=places).found] == [path]
