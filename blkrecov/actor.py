@@ -20,7 +20,6 @@ from blkrecov.drives.store import IoCounter
 from blkrecov.errors import ProviderFailure
 from blkrecov.page83.export import Exporter
 from blkrecov.page83.identity import serial_of
-from blkrecov.stack import Layer
 from blkrecov.steps import (
     AttachLoop,
     ClearInactive,
@@ -72,6 +71,7 @@ class Actor:
                 start = self._sync_start(self._control.table(step.name))
                 self._control.resume(step.name, visible=step.visible)
                 start.wait(step.name)
+                self._show(step.name, visible=step.visible)
             case SettleFailures():
                 start = self._sync_start(self._control.table(step.name))
                 self._control.suspend(step.name)
@@ -135,12 +135,16 @@ class Actor:
             start = self._sync_start(table)
             self._control.resume(device.name, visible=device.visible)
             start.wait(device.name)
-            if device.layer is Layer.LUN:
-                self._control.ensure_node(device.name)
+            self._show(device.name, visible=device.visible)
         except BaseException:
             remove()
             raise
         return remove
+
+    def _show(self, name: str, *, visible: bool) -> None:
+        """What people use has its node when we say that it is there; layers are found by number."""
+        if visible:
+            self._control.ensure_node(name)
 
     def _replace(self, step: ReplaceTable) -> Undo | None:
         before = self._control.table(step.name)
@@ -152,6 +156,7 @@ class Actor:
             self._control.load(step.name, table)
             self._control.resume(step.name, visible=step.visible)
             start.wait(step.name)
+            self._show(step.name, visible=step.visible)
             return None
         self._control.replace(step.name, table, visible=step.visible, flush=step.flush, freeze=step.flush)
         start.wait(step.name)
