@@ -399,15 +399,15 @@ class Array:
             lines += [f"write a label to {path}", f"attach {path} to a loop device"]
             return None, (*lines, *(line for step in self.plan(proposal) for line in step.lines()))
         with ExitStack() as undo:
+            if is_new:
+                created = store.create_file(path, size)
+                undo.callback(store.remove_file, path, created)
             if self.document.drives:
-                # Known before it is made: should we die, the next to open the array knows whose label that is.
+                # Known before it has a label: should we die, the next to open the array knows whose that is.
                 before = self.document
                 half_made = msgspec.structs.replace(drive, status=DriveStatus.NOT_READY)
                 self.store(self.document.with_drive(half_made))
                 undo.callback(self._go_back, before)
-            if is_new:
-                created = store.create_file(path, size)
-                undo.callback(store.remove_file, path, created)
             store.format_drive(path, label, self.counter)
             undo.callback(self._wipe, path, label)
             device = path

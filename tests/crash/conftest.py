@@ -1,7 +1,7 @@
 """The seed of a run, how long it is to be, and the figures it ends with.
 
 BLKRECOV_CRASH_SEED      repeats a run's choices: what is written, when the power goes
-BLKRECOV_CRASH_ROUNDS    how many power cuts; from 3 on the control plane's fine points are all tried
+BLKRECOV_CRASH_ROUNDS    how many power cuts; from 3 on also all points of the control plane, not a sample
 """
 
 import os

@@ -5,10 +5,10 @@ configuration that it writes. Fine points are before each single effect: a devic
 a drive's metadata, a directory, link or attribute of LIO, a file that comes or goes, a loop device.
 
 Order, one of two:
-    {"all": [operations], "fine": number of fine points per operation (null: all of them), "seed"}
-        Each point in turn, by ending the process there. Every process is forked from this one, which opens nothing itself.
-    {"check": operation or null, "next": operation or null, "share": 0 to 1, "seed"}
-        What a power cut left of the one is looked at; the other stops at that share of its fine points for the host to cut.
+    {"all": [operations], "coarse" and "fine": how many points of each kind per operation (null: all of them), "seed"}
+        By ending the process there. Every process is forked from this one, which opens nothing itself.
+    {"check": whether to look at what a power cut has left, "next": operation or null, "at", "marker"}
+        The operation stops at its fine point of that number and touches the marker, for the host to cut the power.
 """
 
 import json
@@ -17,6 +17,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -31,8 +32,8 @@ from blkrecov.drives import loop, raw
 from blkrecov.drives.store import DriveStore
 from blkrecov.engine import Array
 from blkrecov.errors import BlkrecovError
-from blkrecov.model import Document, MemberState
-from blkrecov.units import MIB, Bytes
+from blkrecov.model import Document, Lun, MemberState
+from blkrecov.units import MIB, SECTOR, Bytes
 from tests.crash import inside
 from tests.crash.pattern import BLOCK, content
 from tests.crash.power import Json, order_of, told
@@ -40,8 +41,12 @@ from tests.crash.power import Json, order_of, told
 FILES: Final = Path("/mnt/crash")
 SIZE: Final = Bytes(32 * MIB)
 EXTRA: Final = str(FILES / "extra")
-MIBS: Final = 4
+MIBS: Final = 2
 """Of each LUN. "base" is on d0 and d1 and nothing is done to it; "y" is on d2 and d3."""
+GROWN_MIBS: Final = 20
+"""When y is larger than this it is made anew, to be extended again."""
+EXPORTED: Final = ("extend", "delete")
+"""Operations for which y must be a SCSI disk. For the others it is none: a disk takes udev a second to come."""
 CHANGING: Final = (
     "DEV_CREATE",
     "TABLE_LOAD",
@@ -53,6 +58,7 @@ CHANGING: Final = (
 )
 LOOP_CHANGING: Final = (loop.LOOP_CONFIGURE, loop.LOOP_CLR_FD)
 KILLED: Final = 9
+PATTERN: Final = content(1, 0, MIBS * MIB // BLOCK, 1)
 
 
 # Cutting short.
@@ -68,7 +74,6 @@ class Points:
     def reached(self, name: str) -> None:
         self.names.append(name)
         if len(self.names) == self._at:
-            told(f"point {self._at}: {name}")
             self._then()
 
 
@@ -143,7 +148,7 @@ def remove(array: Array) -> None:
 
 
 def extend(array: Array) -> None:
-    array.carry_out(array.propose_extend("y", Bytes((MIBS + 2) * MIB)))
+    array.carry_out(array.propose_extend("y", Bytes(array.document.lun("y").bytes + MIB)))
 
 
 def delete(array: Array) -> None:
@@ -187,6 +192,30 @@ def summary(document: Document) -> Json:
     }
 
 
+def expected(operation: str, before: Json) -> Json:
+    """The state after an operation that was done."""
+    after: Json = json.loads(json.dumps(before))
+    drives, luns = after["drives"], after["luns"]
+    match operation:
+        case "create":
+            luns["x"] = [MIBS * MIB // SECTOR, [["d1", "in_sync"], ["d2", "in_sync"]]]
+        case "add":
+            drives["extra"] = "online"
+        case "remove":
+            del drives["extra"]
+        case "extend":
+            luns["y"][0] += MIB // SECTOR
+        case "delete":
+            del luns["y"]
+        case "fail":
+            drives["d2"] = "failed"
+            luns["y"][1][0] = ["", "failed"]
+        case "recover":
+            luns["y"][1][0] = ["", "rebuilding"]
+            after["tasks"] = ["recover"]
+    return after
+
+
 def prepare(operation: str) -> None:
     """Bring the array from wherever an operation, or half of one, has left it to where it can be done."""
     with inside.opened() as array:
@@ -200,9 +229,9 @@ def prepare(operation: str) -> None:
         have = {lun.name: lun for lun in array.document.luns}
         if "x" in have:
             array.carry_out(array.propose_delete("x"))
-        whole = "y" in have and have["y"].size == MIBS * MIB // 512 and not have["y"].lost
-        degraded = "y" in have and have["y"].lost
-        if "y" in have and not (degraded if operation == "recover" else whole):
+        y = have.get("y")
+        degraded = y is not None and bool(y.lost)
+        if y is not None and not (degraded if operation == "recover" else fits(y, operation)):
             array.carry_out(array.propose_delete("y"))
         for drive in array.document.drives:
             if not drive.online and not (operation == "recover" and degraded):
@@ -210,7 +239,7 @@ def prepare(operation: str) -> None:
                 Path(drive.path).unlink()
                 array.add_drive(drive.path, size=SIZE, name=drive.name, spare=False, force=False)
         if not any(lun.name == "y" for lun in array.document.luns):
-            make_lun(array, "y", "d2,d3")
+            make_lun(array, "y", "d2,d3", exported=operation in EXPORTED)
         extra = any(drive.name == "extra" for drive in array.document.drives)
         if extra and operation != "remove":
             array.remove_drive("extra")
@@ -223,14 +252,17 @@ def prepare(operation: str) -> None:
             array.fail_drive("d2")
 
 
-def make_lun(array: Array, name: str, drives: str) -> None:
-    lun = array.create_lun(array.propose_lun(inside.request(name, "raid1", MIBS, drives)))
-    inside.write_all(inside.disk_of(array, lun), pattern())
+def fits(y: Lun, operation: str) -> bool:
+    largest = GROWN_MIBS if operation == "extend" else MIBS
+    return not y.lost and y.bytes <= largest * MIB and (y.exported or operation not in EXPORTED)
+
+
+def make_lun(array: Array, name: str, drives: str, *, exported: bool) -> None:
+    stack.RECOVERY_CEILING = 2**20  # type: ignore[misc]  # In this process only.
+    request = inside.request(name, "raid1", MIBS, drives, exported=exported)
+    lun = array.create_lun(array.propose_lun(request))
+    inside.write_all(inside.disk_of(array, lun), PATTERN)
     inside.until_in_sync(array)
-
-
-def pattern() -> bytes:
-    return content(1, 0, MIBS * MIB // BLOCK, 1)
 
 
 # Looking.
@@ -264,9 +296,9 @@ def look() -> Json:
             wrong.append(f"what is there is not what is wanted: {left}")
         wrong += leaks(array)
         for lun in array.document.luns:
-            if lun.name in ("base", "y") and lun.uuid in array.observed.exports:
+            if lun.name in ("base", "y"):
                 data = inside.read_all(inside.disk_of(array, lun))
-                if data[: len(pattern())] != pattern():
+                if data[: len(PATTERN)] != PATTERN:
                     wrong.append(f"LUN {lun.name} does not hold what was written to it")
                 if len(data) != lun.bytes:
                     wrong.append(f"the disk of LUN {lun.name} has {len(data)} bytes, the LUN {lun.bytes}")
@@ -277,6 +309,7 @@ def leaks(array: Array) -> list[str]:
     """Objects of the kernel that are there and not wanted, or wanted and not there."""
     document = array.document
     online = [drive for drive in document.drives if drive.online]
+    exported = [lun for lun in document.luns if lun.exported]
     wanted: list[stack.Device] = [stack.port(document, drive, None) for drive in document.drives]
     for lun in document.luns:
         legs = stack.legs(document, lun)
@@ -285,18 +318,18 @@ def leaks(array: Array) -> list[str]:
     with Control() as control:
         devices = {entry.name for entry in control.devices() if entry.name.startswith(names.PREFIX)}
     lio = Path("/sys/kernel/config/target")
+    attached = {device.backing_file for device in loop.attached()}
+    # What has failed may keep its loop device, until the array is stopped.
+    attached -= {drive.path for drive in document.drives if not drive.online}
     found: dict[str, tuple[set[str], set[str]]] = {
         "devices": (devices, {device.name for device in wanted}),
-        "loop devices": (
-            {device.backing_file for device in loop.attached()},
-            {drive.path for drive in online},
-        ),
+        "loop devices": (attached, {drive.path for drive in online}),
         "LIO backstores": (
             {entry.name for entry in lio.glob("core/iblock_*/*") if entry.is_dir() and entry.name != "alua"},
-            {f"{names.PREFIX}-{inside.ARRAY}-{lun.name}" for lun in document.luns},
+            {f"{names.PREFIX}-{inside.ARRAY}-{lun.name}" for lun in exported},
         ),
     }
-    targets, exports = len(list(lio.glob("loopback/naa.*"))), len(document.luns)
+    targets, exports = len(list(lio.glob("loopback/naa.*"))), len(exported)
     wrong = [
         f"{what}: too many {sorted(there - due)}, missing {sorted(due - there)}"
         for what, (there, due) in found.items()
@@ -349,6 +382,8 @@ def operate(operation: str, counting: Callable[[Points], None], at: int, then: C
 
 def ready() -> None:
     """The file system with the drives' files; a machine that starts for the first time makes it, and the array."""
+    import rtslib_fb  # noqa: F401  # Once, and not in every process that is forked.
+
     stack.RECOVERY_CEILING = 16  # type: ignore[misc]  # KiB/s: a recovery that is begun is not over before it is looked at.
     Path("/proc/sys/dev/raid/speed_limit_min").write_text("1")
     FILES.mkdir()
@@ -367,9 +402,8 @@ def make() -> None:
         for number in range(4):
             path = str(FILES / f"d{number}")
             array.add_drive(path, size=SIZE, name=f"d{number}", spare=False, force=False)
-        stack.RECOVERY_CEILING = 2**20  # type: ignore[misc]
-        make_lun(array, "base", "d0,d1")
-        make_lun(array, "y", "d2,d3")
+        make_lun(array, "base", "d0,d1", exported=True)
+        make_lun(array, "y", "d2,d3", exported=False)
 
 
 class Trial:
@@ -383,35 +417,39 @@ class Trial:
         """Whether the array is known to be in the state before the operation."""
         self.result: Json = {"done": 0, "undone": 0, "wrong": []}
 
-    def run(self, fine: int | None, chance: random.Random) -> Json:
-        coarse = self._reference(count_coarse)
-        for at in range(1, len(coarse) + 1):
-            self._cut_at(count_coarse, at, coarse[at - 1])
-        every = self._reference(count_fine)
-        numbers = range(1, len(every) + 1)
-        chosen = list(numbers) if fine is None else sorted(chance.sample(numbers, min(fine, len(every))))
-        for at in chosen:
-            self._cut_at(count_fine, at, every[at - 1])
-        return {**self.result, "coarse": len(coarse), "fine": len(every), "fine_tried": len(chosen)}
+    def run(self, coarse: int | None, fine: int | None, chance: random.Random) -> Json:
+        for kind, counting, number in (("coarse", count_coarse, coarse), ("fine", count_fine, fine)):
+            points = self._reference(counting)
+            numbers = range(1, len(points) + 1)
+            chosen = numbers if number is None else sorted(chance.sample(numbers, min(number, len(points))))
+            for at in chosen:
+                self._cut_at(counting, at, points[at - 1])
+            self.result |= {kind: len(points), f"{kind}_tried": len(chosen)}
+        return self.result
 
     def _prepare(self) -> None:
         if not self.rested:
             must(lambda: prepare(self.operation))
+        if self.operation == "extend" and self.before:
+            # Not brought back: it grows by as much each time.
+            self.before = must(state)
+            self.after = expected("extend", self.before)
 
     def _reference(self, counting: Callable[[Points], None]) -> list[str]:
         """The operation undisturbed: its points, and the states before and after it."""
         self._prepare()
         self.before = must(state)
+        self.after = expected(self.operation, self.before)
         self.rested = False
         points: list[str] = must(lambda: operate(self.operation, counting, 0, lambda: None))["names"]
         looked = must(look)
-        self.after = looked["state"]
         assert not looked["wrong"], looked
-        assert self.after != self.before, self.after
+        assert looked["state"] == self.after, looked
         return points
 
     def _cut_at(self, counting: Callable[[Points], None], at: int, name: str) -> None:
         where = f"{self.operation}, point {at}, {name}"
+        began = time.monotonic()
         self._prepare()
         self.rested = False
         status, answer = forked(lambda: operate(self.operation, counting, at, lambda: os._exit(KILLED)))
@@ -419,6 +457,7 @@ class Trial:
             self.result["wrong"].append(f"{where}: was not reached: {answer}")
             return
         self._judge(where, forked(look)[1], again=counting is count_fine)
+        told(f"{where}: {time.monotonic() - began:.1f} s")
 
     def _judge(self, where: str, looked: Json, *, again: bool) -> None:
         wrong: list[str] = self.result["wrong"]
@@ -446,7 +485,7 @@ def main(order: Json) -> None:
         results = {}
         for operation in order["all"]:
             chance = random.Random(f"{order['seed']} {operation}")
-            results[operation] = Trial(operation).run(order["fine"], chance)
+            results[operation] = Trial(operation).run(order["coarse"], order["fine"], chance)
             told(f"{operation}: {results[operation]}")
         inside.report(results)
         return
@@ -459,18 +498,14 @@ def main(order: Json) -> None:
     if operation:
         must(lambda: prepare(operation))
         before = must(state)
-        # A run that is undone again tells how many points there are.
-        points = must(lambda: operate(operation, count_fine, 0, lambda: None))["names"]
-        after = must(state)
-        must(lambda: prepare(operation))
-        at = 1 + int(order["share"] * len(points))
-        inside.report({**result, "before": before, "after": after, "point": points[at - 1]})
+        told(f"{operation}, point {order['at']}")
+        inside.report({"before": before, "after": expected(operation, before)})
 
         def stop_here() -> None:
             inside.mark(order["marker"])
             signal.pause()
 
-        forked(lambda: operate(operation, count_fine, at, stop_here))
+        forked(lambda: operate(operation, count_fine, order["at"], stop_here))
 
 
 if __name__ == "__main__":

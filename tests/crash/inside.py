@@ -17,7 +17,7 @@ from blkrecov.dm.events import EventWatcher
 from blkrecov.dm.table import DelayTable, Segment
 from blkrecov.engine import Array
 from blkrecov.geometry import Request
-from blkrecov.model import Layout, Lun, MemberState
+from blkrecov.model import Layout, Lun
 from blkrecov.settings import Settings
 from blkrecov.units import MIB, SECTOR, Bytes, Sectors, sectors
 from tests.crash.power import REPORT, Json
@@ -70,8 +70,14 @@ def make(requests: list[Request], drives: int) -> None:
         for wanted in requests:
             array.create_lun(array.propose_lun(wanted))
         until_in_sync(array)
-    with opened() as array:
-        assert all(lun.initialised for lun in array.document.luns), "the end of the first synchronisation is noted"
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        with opened() as array:
+            if all(lun.initialised for lun in array.document.luns):
+                return
+            # Noted by an open that finds all in sync. For a moment after its end the kernel may say otherwise again.
+            until_in_sync(array)
+            assert time.monotonic() < deadline, f"the first synchronisation's end is not noted: {statuses(array)}"
 
 
 @contextmanager
@@ -118,7 +124,10 @@ def statuses(array: Array) -> dict[str, str]:
 
 
 def disk_of(array: Array, lun: Lun) -> str:
-    return array.observed.exports[lun.uuid].disk
+    """A LUN's SCSI disk; for one without, its device-mapper device."""
+    exported = array.observed.exports.get(lun.uuid)
+    number = array.observed.devices[names.dm_uuid(lun.uuid, "lun")].number
+    return exported.disk if exported else f"/dev/dm-{number.partition(':')[2]}"
 
 
 def slow_down(array: Array, drive: str, write_ms: int) -> None:
@@ -146,16 +155,6 @@ def written_to_members(array: Array, lun: Lun) -> list[int]:
         stat = Path(f"/sys/dev/block/{live.number}/stat").read_text().split() if live else ["0"] * 17
         found.append(int(stat[6]) * SECTOR)
     return found
-
-
-def has_failed(array: Array, drive: str) -> bool:
-    uuid = array.document.drive(drive).uuid
-    return any(
-        member.state is MemberState.FAILED
-        for lun in array.document.luns
-        for member in lun.members
-        if member.drive == uuid
-    )
 
 
 @contextmanager

