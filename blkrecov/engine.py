@@ -249,7 +249,19 @@ class Array:
                 self._set_status(drive, DriveStatus.REMOVED, error.message)
                 continue
             self._backings[drive.uuid] = device
+            if found.reading.damage is not None:
+                self._mend(drive, device, found.reading.damage)
             self.document = catalog.with_place(self.document, drive.uuid, found.path)
+
+    def _mend(self, drive: Drive, device: str, damage: str) -> None:
+        """Make a label and its copy equal again. A drive whose label cannot be written is of use for what it holds still."""
+        try:
+            with DriveStore(device, self.counter) as medium:
+                medium.repair_label()
+        except BlkrecovError as error:
+            log.warning("drive %s: %s; it could not be repaired: %s", drive.name, damage, error.message)
+        else:
+            log.warning("drive %s: %s; repaired", drive.name, damage)
 
     def _set_status(self, drive: Drive, status: DriveStatus, reason: str) -> Drive:
         changed = msgspec.structs.replace(drive, status=status, reason=reason)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from blkrecov.drives.probe import unescape
 from blkrecov.errors import AccessDenied, DeviceInUse, PathNotFound, ProviderFailure
 
 _CLAIM: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_EXCL
@@ -126,13 +127,13 @@ def _mounts(numbers: dict[int, str]) -> Iterator[str]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         mount, _, filesystem = line.partition(" - ")
         words = mount.split(" ")
-        if _device(words[2]) in numbers or _number(_unescape(filesystem.split(" ")[1])) in numbers:
-            yield f"a mount on {_unescape(words[4])}"
+        if _device(words[2]) in numbers or _number(unescape(filesystem.split(" ")[1])) in numbers:
+            yield f"a mount on {unescape(words[4])}"
 
 
 def _swaps(numbers: dict[int, str]) -> Iterator[str]:
     for line in Path("/proc/swaps").read_text().splitlines()[1:]:
-        if _number(_unescape(line.split()[0])) in numbers:
+        if _number(unescape(line.split()[0])) in numbers:
             yield "swap"
 
 
@@ -156,10 +157,3 @@ def _processes(numbers: dict[int, str]) -> Iterator[str]:
             continue  # It has ended.
         if name not in _PROBERS and any(_number(str(fd)) in numbers for fd in descriptors):
             yield f"process {process.name} ({name})"
-
-
-def _unescape(text: str) -> str:
-    r"""The kernel writes space, tab, newline and backslash as \040 and so on (fs/seq_file.c, mangle_path())."""
-    for escaped, plain in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
-        text = text.replace(escaped, plain)
-    return text
