@@ -244,11 +244,10 @@ def _count(document: Document, request: Request, size: int, candidates: Sequence
         if sum(free_length(document, drive) >= needed for drive in candidates) >= count:
             return count
     needed = member_length(layout, size, counts[-1]) + meta
-    largest = sorted((free_length(document, drive) for drive in candidates), reverse=True)
+    roomy = sum(free_length(document, drive) >= needed for drive in candidates)
     raise NotEnoughSpace(
         f"{layout.value} of {format_size(in_bytes(Sectors(size)))} on {counts[-1]} drives needs "
-        f"{format_size(in_bytes(Sectors(needed)))} on each; "
-        f"drive number {counts[-1]} of those with most space has {format_size(in_bytes(largest[counts[-1] - 1]))} free"
+        f"{format_size(in_bytes(Sectors(needed)))} free on each; {roomy} of {len(candidates)} have that"
     )
 
 

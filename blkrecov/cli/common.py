@@ -138,3 +138,4 @@ def tell_usage(message: str, *, as_json: bool) -> None:
         click.echo(json.dumps(usage), err=True)
         return
     click.echo(f"blkrecov: {message}", err=True)
+    click.echo("  what to do: see blkrecov --help, or --help of the command", err=True)

@@ -60,8 +60,9 @@ def run(options: Options) -> int:
         click.echo(error.format_message(), err=True)
         return 2
     except click.UsageError as error:
-        where = f"{error.ctx.command_path}: " if error.ctx else ""
-        tell_usage(f"{where.removeprefix('blkrecov ')}{error.format_message()} (see --help)", as_json=options.json)
+        command = error.ctx.command_path.removeprefix("blkrecov").strip() if error.ctx else ""
+        message = " ".join(error.format_message().split())
+        tell_usage(f"{command}: {message}" if command else message, as_json=options.json)
         return 2
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)

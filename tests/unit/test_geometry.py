@@ -197,7 +197,7 @@ def test_too_few_drives_are_told_from_too_little_space() -> None:
     """The remedies differ: another drive, or a larger one."""
     with pytest.raises(NotEnoughDrives, match="needs 3 drives"):
         with_lun(drives(2), Layout.RAID5)
-    with pytest.raises(NotEnoughSpace, match="needs 65 MiB on each"):
+    with pytest.raises(NotEnoughSpace, match="needs 65 MiB free on each; 0 of 2 have that"):
         with_lun(drives(2, 64), Layout.RAID1)
     with pytest.raises(NotEnoughSpace, match="64 MiB do not fit into the 60 MiB"):
         with_lun(drives(2, 30), Layout.LINEAR)
