@@ -22,6 +22,7 @@ from blkrecov.page83.export import Exporter
 from blkrecov.page83.identity import serial_of
 from blkrecov.steps import (
     AttachLoop,
+    ClearExport,
     ClearInactive,
     CreateDevice,
     DetachLoop,
@@ -90,6 +91,8 @@ class Actor:
                 return self._export(step)
             case Unexport():
                 self._exporter.unexport(serial_of(step.uuid))
+            case ClearExport():
+                self._exporter.unexport(_export_name(step.node))
             case Rescan():
                 export = self._exporter.find(serial_of(step.uuid))
                 if export is not None:
@@ -178,9 +181,13 @@ class Actor:
         raw.write(path, offset, with_resync_from_start(block), self._counter)
 
     def _export(self, step: Export) -> Undo:
-        name = step.node.removeprefix(_NODES).removeprefix(f"{names.PREFIX}-")
-        self._exporter.export(name, step.node, serial_of(step.uuid))
+        self._exporter.export(_export_name(step.node), step.node, serial_of(step.uuid))
         return partial(self._exporter.unexport, serial_of(step.uuid))
+
+
+def _export_name(node: str) -> str:
+    """An export is called as its LUN's device, without the word that all of ours begin with."""
+    return node.removeprefix(_NODES).removeprefix(f"{names.PREFIX}-")
 
 
 def sectors_written(number: str) -> int:

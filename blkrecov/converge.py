@@ -22,6 +22,7 @@ from blkrecov.model import Document, Lun, MemberState
 from blkrecov.observed import Live, Observed
 from blkrecov.stack import Device, Layer
 from blkrecov.steps import (
+    ClearExport,
     ClearInactive,
     CreateDevice,
     Export,
@@ -233,6 +234,9 @@ class _Plan:
         for uuid in self.observed.exports:
             if uuid not in present:
                 yield Unexport(str(uuid), uuid)
+        tops = {stack.node(names.lun_name(self.document.name, lun.name)) for lun in self.document.luns}
+        for left in sorted(self.observed.remains - tops):
+            yield ClearExport(left)
         yield from _removed(self.goners.values())
 
     def replaced(self) -> Iterator[Step]:

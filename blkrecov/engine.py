@@ -213,22 +213,36 @@ class Array:
                 self._take_up(task)
 
     def _clear_up(self) -> None:
-        """Finish with drives whose adding was cut short, and with those whose removing was: neither is a drive of the array."""
-        half_made = {drive.uuid for drive in self.document.drives if drive.status is DriveStatus.NOT_READY}
+        """Finish with drives whose adding was cut short, and with those whose removing was: neither is a drive of the array.
+
+        Safe to be cut short itself: a half-made drive is in the document until this is written down, and what was removed
+        has a tombstone for as long as it has a label.
+        """
+        half_made = [drive for drive in self.document.drives if drive.status is DriveStatus.NOT_READY]
         removed = {stone.uuid for stone in self.document.tombstones if stone.kind == "drive"}
         for uuid, found in self._found.drives.items():
             # An array that was never written has no drives: what bears its name was to be the first.
-            if uuid in half_made | removed or not self.document.sequence:
-                self._give_back(found.device or found.path, found.label)
-        for drive in self.document.drives:
-            if drive.uuid in half_made:
-                self.document = self.document.forgetting(drive)
-                self._unsaved = True
+            if not self.document.sequence or any(drive.uuid == uuid for drive in half_made):
+                self._wipe(found.device or found.path, found.label)
+                self._detach(found.path, found.label.drive_name)
+            elif uuid in removed:
+                self._give_back(found.path, found.label)
+        for drive in half_made:
+            self._detach(drive.path, drive.name)
+            self.document = self.document.forgetting(drive)
+            self._unsaved = True
 
-    def _give_back(self, device: str, label: Label) -> None:
-        """Take our label away, through the device while there is one, and the file off its loop device."""
-        self._wipe(device, label)
-        self._actor.act(DetachLoop(label.drive_name, device))
+    def _give_back(self, path: str, label: Label) -> None:
+        """Take a removed drive's file off its loop device, then our label away; while udev looks at it, the next to open does."""
+        self._detach(path, label.drive_name)
+        udev.settle(EVENT_PATIENCE_S)
+        self._wipe(path, label)
+
+    def _detach(self, path: str, name: str) -> None:
+        with suppress(PathNotFound):
+            attached = loop.find(path)
+            if attached is not None:
+                self._actor.act(DetachLoop(name, attached.path))
 
     def _attach(self) -> None:
         """Find each drive's block device, attaching files to loop devices; note which drives are away, and which are back."""
@@ -472,11 +486,10 @@ class Array:
         """Take an unused drive out of the array: its label goes, its file stays."""
         drive = self.document.drive(name)
         proposal = provision.remove_drive(self.document, name)
-        device = self._backings.pop(drive.uuid, None) or self._device_of(drive)
-        label = self.labels.get(drive.uuid)
         self.carry_out(proposal)
-        if device is not None and label is not None:
-            self._give_back(device, label)
+        self._backings.pop(drive.uuid, None)
+        if drive.uuid in self.labels:
+            self._give_back(drive.path, self.labels[drive.uuid])
         self._remember()
 
     def _device_of(self, drive: Drive) -> str | None:

@@ -51,6 +51,8 @@ class Observed:
     """By drive; a drive without one is away."""
     exports: Mapping[UUID, Exported] = field(default_factory=dict)
     """By LUN."""
+    remains: frozenset[str] = frozenset()
+    """Nodes of LUNs whose export was cut short while it was made or removed: something of it still holds them."""
     superblocks: Mapping[UUID, Superblock | None] = field(default_factory=dict)
     """By member, of LUNs whose plex is not loaded; None for a member that has none, or whose drive cannot be read."""
 

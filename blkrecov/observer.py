@@ -1,5 +1,6 @@
 """Looks at the world and returns it as values. Changes nothing."""
 
+import dataclasses
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from blkrecov.model import Document, Lun
 from blkrecov.observed import Backing, Exported, Live, Observed
 from blkrecov.page83 import sysfs
 from blkrecov.page83.export import Exporter
+from blkrecov.stack import node
 from blkrecov.units import Sectors, in_bytes
 
 
@@ -54,6 +56,12 @@ def exports(exporter: Exporter, array: str) -> dict[UUID, Exported]:
     return found
 
 
+def remains(exporter: Exporter, array: str) -> frozenset[str]:
+    """Nodes of this array that half-made exports hold."""
+    devices = (f"{names.PREFIX}-{name}" for name in exporter.remains())
+    return frozenset(node(name) for name in devices if (names.split_dm_name(name) or ("",))[0] == array)
+
+
 def observe(
     control: Control, exporter: Exporter, document: Document, backings: Mapping[UUID, str], counter: IoCounter
 ) -> Observed:
@@ -65,14 +73,10 @@ def observe(
             drive: Backing(device=device, number=catalog.number_of(device)) for drive, device in backings.items()
         },
         exports=exports(exporter, document.name),
+        remains=remains(exporter, document.name),
     )
     idle = [lun for lun in document.luns if lun.layout.fault_tolerant and not observed.loaded(lun)]
-    return Observed(
-        devices=live,
-        backings=observed.backings,
-        exports=observed.exports,
-        superblocks=superblocks(idle, backings, counter),
-    )
+    return dataclasses.replace(observed, superblocks=superblocks(idle, backings, counter))
 
 
 def superblocks(luns: Iterable[Lun], backings: Mapping[UUID, str], counter: IoCounter) -> dict[UUID, Superblock | None]:

@@ -158,6 +158,16 @@ class Unexport:
 
 
 @dataclass(frozen=True, slots=True)
+class ClearExport:
+    """Take away what is left of an export whose removal was cut short, and that holds a LUN's device."""
+
+    node: str
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"take away the rest of the export of {self.node}",)
+
+
+@dataclass(frozen=True, slots=True)
 class Rescan:
     """Let the SCSI disk learn the LUN's new size."""
 
@@ -204,6 +214,7 @@ Step: TypeAlias = (
     | ForceResync
     | Export
     | Unexport
+    | ClearExport
     | Rescan
     | Message
     | Store

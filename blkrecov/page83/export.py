@@ -145,6 +145,10 @@ class Exporter:
         found = (_export_of(backstore) for backstore in _our_backstores())
         return tuple(sorted((known for known in found if known), key=lambda known: known.name))
 
+    def remains(self) -> tuple[str, ...]:
+        """Names of what is neither an export nor gone: a process died while it made or removed one. unexport() takes them."""
+        return tuple(sorted(_name_of(backstore) for backstore in _our_backstores() if _export_of(backstore) is None))
+
     def rescan(self, export: Export) -> Sectors:
         """Has the disk take over the size that the device has grown to, and returns it.
 

@@ -415,17 +415,27 @@ class Trial:
         self.after: Json = {}
         self.rested = False
         """Whether the array is known to be in the state before the operation."""
-        self.result: Json = {"done": 0, "undone": 0, "wrong": []}
+        self.result: Json = dict.fromkeys(("done", "undone", "coarse", "coarse_tried", "fine", "fine_tried"), 0)
+        self.result["wrong"] = []
 
     def run(self, coarse: int | None, fine: int | None, chance: random.Random) -> Json:
+        try:
+            self._run(coarse, fine, chance)
+        except AssertionError as error:
+            # The array cannot be brought back to where the next point begins.
+            self.result["gave_up"] = str(error)
+            self.result["wrong"].append(f"gave up: {error}")
+        return self.result
+
+    def _run(self, coarse: int | None, fine: int | None, chance: random.Random) -> None:
         for kind, counting, number in (("coarse", count_coarse, coarse), ("fine", count_fine, fine)):
             points = self._reference(counting)
             numbers = range(1, len(points) + 1)
             chosen = numbers if number is None else sorted(chance.sample(numbers, min(number, len(points))))
+            self.result |= {kind: len(points), f"{kind}_tried": 0}
             for at in chosen:
                 self._cut_at(counting, at, points[at - 1])
-            self.result |= {kind: len(points), f"{kind}_tried": len(chosen)}
-        return self.result
+                self.result[f"{kind}_tried"] += 1
 
     def _prepare(self) -> None:
         if not self.rested:
@@ -486,6 +496,8 @@ def main(order: Json) -> None:
         for operation in order["all"]:
             chance = random.Random(f"{order['seed']} {operation}")
             results[operation] = Trial(operation).run(order["coarse"], order["fine"], chance)
+            if "gave_up" in results[operation]:
+                break
             told(f"{operation}: {results[operation]}")
         inside.report(results)
         return
