@@ -372,12 +372,24 @@ def must(work: Callable[[], Json | None]) -> Json:
     return answer
 
 
-def operate(operation: str, counting: Callable[[Points], None], at: int, then: Callable[[], None]) -> Json:
+def operate(operation: str) -> None:
     with inside.opened() as array:
-        points = Points(at, then)
-        counting(points)
         OPERATIONS[operation](array)
-    return {"names": points.names}
+
+
+def operate_until(operation: str, counting: Callable[[Points], None], at: int, then: Callable[[], None]) -> None:
+    with inside.opened() as array:
+        counting(Points(at, then))
+        OPERATIONS[operation](array)
+
+
+def points_of(operation: str) -> dict[str, list[str]]:
+    with inside.opened() as array:
+        coarse, fine = Points(0, lambda: None), Points(0, lambda: None)
+        count_coarse(coarse)
+        count_fine(fine)
+        OPERATIONS[operation](array)
+    return {"coarse": coarse.names, "fine": fine.names}
 
 
 def ready() -> None:
@@ -428,11 +440,11 @@ class Trial:
         return self.result
 
     def _run(self, coarse: int | None, fine: int | None, chance: random.Random) -> None:
+        reference = self._reference()
         for kind, counting, number in (("coarse", count_coarse, coarse), ("fine", count_fine, fine)):
-            points = self._reference(counting)
+            points = reference[kind]
             numbers = range(1, len(points) + 1)
             chosen = numbers if number is None else sorted(chance.sample(numbers, min(number, len(points))))
-            self.result |= {kind: len(points), f"{kind}_tried": 0}
             for at in chosen:
                 self._cut_at(counting, at, points[at - 1])
                 self.result[f"{kind}_tried"] += 1
@@ -445,13 +457,14 @@ class Trial:
             self.before = must(state)
             self.after = expected("extend", self.before)
 
-    def _reference(self, counting: Callable[[Points], None]) -> list[str]:
-        """The operation undisturbed: its points, and the states before and after it."""
+    def _reference(self) -> dict[str, list[str]]:
+        """The operation undisturbed: its points of both kinds, and that it does what it is to do."""
         self._prepare()
         self.before = must(state)
         self.after = expected(self.operation, self.before)
         self.rested = False
-        points: list[str] = must(lambda: operate(self.operation, counting, 0, lambda: None))["names"]
+        points: dict[str, list[str]] = must(lambda: points_of(self.operation))
+        self.result |= {kind: len(found) for kind, found in points.items()}
         looked = must(look)
         assert not looked["wrong"], looked
         assert looked["state"] == self.after, looked
@@ -462,7 +475,7 @@ class Trial:
         began = time.monotonic()
         self._prepare()
         self.rested = False
-        status, answer = forked(lambda: operate(self.operation, counting, at, lambda: os._exit(KILLED)))
+        status, answer = forked(lambda: operate_until(self.operation, counting, at, lambda: os._exit(KILLED)))
         if status != KILLED:
             self.result["wrong"].append(f"{where}: was not reached: {answer}")
             return
@@ -482,7 +495,7 @@ class Trial:
             self.rested = not looked["wrong"] and not again
             if again:
                 # Whoever was cut short tries again, with the same words.
-                _, answer = forked(lambda: operate(self.operation, count_coarse, 0, lambda: None))
+                _, answer = forked(lambda: operate(self.operation))
                 if "error" in answer:
                     wrong.append(f"{where}: undone, and done again it ends in {answer['error']}")
         else:
@@ -517,7 +530,7 @@ def main(order: Json) -> None:
             inside.mark(order["marker"])
             signal.pause()
 
-        forked(lambda: operate(operation, count_fine, order["at"], stop_here))
+        forked(lambda: operate_until(operation, count_fine, order["at"], stop_here))
 
 
 if __name__ == "__main__":
