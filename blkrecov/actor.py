@@ -6,7 +6,6 @@ numbers here: a number is there as soon as the device is, its node in /dev only 
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Final, TypeAlias
 
 from blkrecov import catalog
@@ -133,16 +132,19 @@ class Actor:
         self._control.create(device.name, device.uuid)
         remove = partial(self._control.remove, device.name, visible=device.visible)
         try:
-            table = self.resolved(device.table)
-            self._control.load(device.name, table)
-            start = self._sync_start(table)
-            self._control.resume(device.name, visible=device.visible)
-            start.wait(device.name)
-            self._show(device.name, visible=device.visible)
+            self._begin(device.name, self.resolved(device.table), visible=device.visible)
         except BaseException:
             remove()
             raise
         return remove
+
+    def _begin(self, name: str, table: Table, *, visible: bool) -> None:
+        """Give a device that has none its first table."""
+        self._control.load(name, table)
+        start = self._sync_start(table)
+        self._control.resume(name, visible=visible)
+        start.wait(name)
+        self._show(name, visible=visible)
 
     def _show(self, name: str, *, visible: bool) -> None:
         """What people use has its node when we say that it is there; layers are found by number."""
@@ -152,15 +154,11 @@ class Actor:
     def _replace(self, step: ReplaceTable) -> Undo | None:
         before = self._control.table(step.name)
         table = self.resolved(step.table)
-        info = self._control.info(step.name)
-        # A device whose making was cut short has no table yet, and nothing to suspend.
-        start = self._sync_start(table)
-        if not info.live:
-            self._control.load(step.name, table)
-            self._control.resume(step.name, visible=step.visible)
-            start.wait(step.name)
-            self._show(step.name, visible=step.visible)
+        if not self._control.info(step.name).live:
+            # Its making was cut short: there is nothing to suspend, and nothing to go back to.
+            self._begin(step.name, table, visible=step.visible)
             return None
+        start = self._sync_start(table)
         self._control.replace(step.name, table, visible=step.visible, flush=step.flush, freeze=step.flush)
         start.wait(step.name)
         if any(line.kind == "raid" for line in before):
@@ -188,23 +186,3 @@ class Actor:
 def _export_name(node: str) -> str:
     """An export is called as its LUN's device, without the word that all of ours begin with."""
     return node.removeprefix(_NODES).removeprefix(f"{names.PREFIX}-")
-
-
-def sectors_written(number: str) -> int:
-    """Sectors that were written to a block device since it was made, or since the machine started.
-
-    Kernel: Documentation/block/stat.rst; field 7 of /sys/dev/block/MAJOR:MINOR/stat. 0 for a device that has gone.
-    """
-    return _stat(number)[6]
-
-
-def sectors_read(number: str) -> int:
-    """Field 3 of the same."""
-    return _stat(number)[2]
-
-
-def _stat(number: str) -> list[int]:
-    try:
-        return [int(word) for word in Path(f"/sys/dev/block/{number}/stat").read_text().split()]
-    except OSError:
-        return [0] * 17

@@ -8,7 +8,7 @@ is made before the plex that needs it is loaded; a device goes only when nothing
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
 
@@ -17,7 +17,7 @@ import msgspec
 from blkrecov import stack
 from blkrecov.dm import names
 from blkrecov.dm.status import LegHealth
-from blkrecov.dm.table import Table
+from blkrecov.dm.table import Table, raid_devices
 from blkrecov.model import Document, Lun, MemberState
 from blkrecov.observed import Live, Observed
 from blkrecov.stack import Device, Layer
@@ -151,7 +151,7 @@ class _Plan:
             if self.unnoticed(lun):
                 yield SettleFailures(live.name)
             return
-        if self.unclean and (live is None or not live.table):
+        if self.unclean and not self.observed.loaded(lun):
             yield from self.force_resync(lun)
         yield from self.ensure(device)
         if lun.lost:
@@ -188,11 +188,8 @@ class _Plan:
         self.wanted[device.uuid] = device
         live = self.observed.devices.get(device.uuid)
         if live is None:
-            name = self.name_of(device)
             # udev makes the links of a name once: a device that will be renamed is born private, and legs are.
-            yield CreateDevice(
-                Device(name=name, uuid=device.uuid, layer=device.layer, owner=device.owner, table=device.table)
-            )
+            yield CreateDevice(replace(device, name=self.name_of(device)))
             return
         if live.inactive:
             yield ClearInactive(live.name)
@@ -221,10 +218,11 @@ class _Plan:
             words = [self.numbers.get(word, word) for word in ours.params.split()]
             if (ours.start, ours.length, ours.kind) != (theirs.start, theirs.length, theirs.kind):
                 return False
-            there = theirs.params.split()
+            params, there = " ".join(words), theirs.params
             if ours.kind == "raid":
-                words, there = _raid_devices(words), _raid_devices(there)
-            if words != there:
+                if (words[0], raid_devices(params)) != (there.split()[0], raid_devices(there)):
+                    return False
+            elif params != there:
                 return False
         return True
 
@@ -285,12 +283,6 @@ def _removed(devices: Iterable[Live]) -> Iterator[Step]:
 def _short(device: Device) -> str:
     """Part of the device's UUID, to tell it from the one whose name it will have."""
     return device.uuid.split("-")[1][:8]
-
-
-def _raid_devices(words: list[str]) -> list[str]:
-    """Kind and legs of a raid target's words: "raid1 3 0 region_size 2048 2 253:0 253:1 253:2 253:3"."""
-    devices = words[2 + int(words[1]) + 1 :]
-    return [words[0], *devices]
 
 
 def _layer(live: Live) -> Layer:

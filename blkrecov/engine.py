@@ -23,11 +23,11 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from blkrecov import actor, catalog, observer, provision, recover, scrub, tasks, views
+from blkrecov import catalog, observer, provision, recover, scrub, tasks, views
 from blkrecov.actor import Actor
 from blkrecov.catalog import Discovered
 from blkrecov.converge import Group, converge, converge_ports, take_note
-from blkrecov.dm import names
+from blkrecov.dm import counters, names
 from blkrecov.dm.control import Control
 from blkrecov.dm.events import EventWatcher
 from blkrecov.dm.names import NameKind, check_name
@@ -196,9 +196,9 @@ class Array:
         self._clear_up()
         self._attach()
         self.observe()
-        if self.document.drives:
-            self._act_on(converge_ports(self.document, self.observed))
-        self.observe()
+        if ports := converge_ports(self.document, self.observed):
+            self._act_on(ports)
+            self.observe()
         unclean = bool(self.document.running)
         noted = take_note(self.document, self.observed, unclean=unclean)
         boot = catalog.boot_id()
@@ -373,7 +373,8 @@ class Array:
                     continue
                 self.trouble[group.lun] = error
                 log.info("LUN %s: %s", self.document.lun_of(group.lun).name, error.message)
-        self.observe()
+        if groups:
+            self.observe()
 
     def _act_on(self, steps: tuple[Step, ...], undo: ExitStack | None = None) -> None:
         for step in steps:
@@ -632,7 +633,7 @@ class Array:
         ]
         if not numbers:
             return None
-        return in_bytes(Sectors(sum(actor.sectors_written(number) for number in numbers)))
+        return in_bytes(Sectors(sum(counters.sectors_written(number) for number in numbers)))
 
     def advance(self, number: int) -> Task:
         """Look at a task's work in the kernel, and do what is due: note an end, begin the next phase, finish the task."""

@@ -9,11 +9,12 @@ about to queue one, and takes the personality away from under it.
 """
 
 import time
-from pathlib import Path
 from typing import Final
 
+from blkrecov.dm import counters
 from blkrecov.dm.control import Control
 from blkrecov.dm.status import LegHealth, RaidStatus, SyncAction, parse_raid
+from blkrecov.dm.table import raid_devices
 
 PATIENCE_S: Final = 5.0
 _LOOK_AGAIN_S: Final = 0.002
@@ -38,7 +39,7 @@ class SyncStart:
             time.sleep(_LOOK_AGAIN_S)
 
     def _count(self) -> int:
-        return sum(_reads(leg) for leg in self._legs)
+        return sum(counters.reads(leg) for leg in self._legs)
 
 
 def _is_still(raid: RaidStatus) -> bool:
@@ -46,16 +47,6 @@ def _is_still(raid: RaidStatus) -> bool:
     return raid.action is SyncAction.IDLE and raid.done == raid.total and LegHealth.OUT_OF_SYNC not in raid.legs
 
 
-def _reads(number: str) -> int:
-    """Reads that a device has completed: Documentation/block/stat.rst, field 1."""
-    try:
-        return int(Path(f"/sys/dev/block/{number}/stat").read_text().split()[0])
-    except OSError:
-        return 0
-
-
 def data_legs(params: str) -> tuple[str, ...]:
     """The data devices in a raid target's table, by number: every second of the pairs at its end."""
-    words = params.split()
-    devices = words[2 + int(words[1]) + 1 :]
-    return tuple(word for word in devices[1::2] if word != "-")
+    return tuple(word for word in raid_devices(params)[1::2] if word != "-")

@@ -39,6 +39,12 @@ class TargetLine:
 Table: TypeAlias = tuple[TargetLine, ...]
 
 
+def raid_devices(params: str) -> tuple[str, ...]:
+    """The devices in a raid target's words, a metadata and a data device for each leg: "raid1 1 0 2 253:0 253:1 253:2 253:3"."""
+    words = params.split()
+    return tuple(words[2 + int(words[1]) + 1 :])
+
+
 def length_of(table: Table) -> Sectors:
     """Sectors of the device that this table makes."""
     return Sectors(sum(line.length for line in table))

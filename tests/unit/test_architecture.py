@@ -31,7 +31,7 @@ _PURE = """
 """
 _ACTS = """
     actor catalog holders observer settings journal
-    dm.control dm.events dm.kmsg dm.sync drives.loop drives.probe drives.raw drives.scan drives.store
+    dm.control dm.events dm.kmsg dm.sync dm.counters drives.loop drives.probe drives.raw drives.scan drives.store
     page83.export page83.sysfs page83.udev
 """
 # A new module has to be put in its place here. `cli.` is one place for all of its files.

@@ -1,0 +1,26 @@
+"""The kernel's own count of what went to and from a block device, by number (major:minor).
+
+Counted since the device was made, or since the machine started. A device that has gone counts nothing.
+Kernel: Documentation/block/stat.rst, /sys/dev/block/MAJOR:MINOR/stat.
+"""
+
+from pathlib import Path
+
+from blkrecov.units import Sectors
+
+
+def reads(number: str) -> int:
+    """Reads that were completed: field 1."""
+    return _fields(number)[0]
+
+
+def sectors_written(number: str) -> Sectors:
+    """Sectors that were written: field 7."""
+    return Sectors(_fields(number)[6])
+
+
+def _fields(number: str) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/sys/dev/block/{number}/stat").read_text().split()]
+    except OSError:
+        return [0] * 17
