@@ -1,0 +1,48 @@
+"""blkrecov events"""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+import msgspec
+
+from blkrecov.cli.common import common, options, say, show_json
+from blkrecov.events import Event, EventLog
+from blkrecov.settings import Settings
+
+_LAST = 10
+
+
+@click.command("events")
+@click.option(
+    "--last", "-n", type=click.IntRange(min=0), metavar="N", help=f"Only the last N (all; with --follow: {_LAST})."
+)
+@click.option("--follow", "-f", is_flag=True, help="Go on, and show what happens when it happens. Ctrl-C ends it.")
+@common
+def events(last: int | None, follow: bool) -> None:
+    """Show what happened: failures, recoveries, scrubs. With --array only to that array.
+
+    With --json an array of objects, or with --follow an object on each line.
+    """
+    log = EventLog(Settings.load().state)
+    array = options().array
+    if follow:
+        for event in log.follow(_LAST if last is None else last, array=array):
+            click.echo(json.dumps(_view(event)) if options().json else _text(event))
+        return
+    found = log.read(last, array=array)
+    if options().json:
+        show_json([_view(event) for event in found])
+    for event in found:
+        say(_text(event))
+
+
+def _view(event: Event) -> Any:
+    return msgspec.to_builtins(event)
+
+
+def _text(event: Event) -> str:
+    when = datetime.fromtimestamp(event.time, UTC).astimezone()
+    text = f"{when:%Y-%m-%d %H:%M:%S}  {event.array}  {event.kind.value}: {event.message}"
+    return f"{text}\n  what to do: {event.remedy}" if event.remedy else text
