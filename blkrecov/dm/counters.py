@@ -14,9 +14,20 @@ def reads(number: str) -> int:
     return _fields(number)[0]
 
 
+def sectors_read(number: str) -> Sectors:
+    """Sectors that were read: field 3."""
+    return Sectors(_fields(number)[2])
+
+
 def sectors_written(number: str) -> Sectors:
     """Sectors that were written: field 7."""
     return Sectors(_fields(number)[6])
+
+
+def sectors_moved(number: str) -> Sectors:
+    """Sectors that were read or written: fields 3 and 7. Discards and flushes are not among them."""
+    fields = _fields(number)
+    return Sectors(fields[2] + fields[6])
 
 
 def _fields(number: str) -> list[int]:
