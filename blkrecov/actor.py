@@ -26,6 +26,7 @@ from blkrecov.steps import (
     CreateDevice,
     DetachLoop,
     Export,
+    Flush,
     ForceResync,
     Message,
     RemoveDevice,
@@ -84,6 +85,8 @@ class Actor:
             case ZeroExtent():
                 offset, length = step.extent.start, step.extent.length
                 raw.zero(self.path_of(step.port), in_bytes(Sectors(offset)), in_bytes(Sectors(length)))
+            case Flush():
+                raw.flush(self.path_of(step.port))
             case ForceResync():
                 self._force_resync(step)
             case Export():
@@ -161,8 +164,9 @@ class Actor:
         start = self._sync_start(table)
         self._control.replace(step.name, table, visible=step.visible, flush=step.flush, freeze=step.flush)
         start.wait(step.name)
-        if any(line.kind == "raid" for line in before):
-            # Not taken back: an old raid table would find superblocks that the new one has written.
+        if any(line.kind in ("raid", "mirror") for line in before):
+            # Not taken back: an old raid table would find superblocks that the new one has written; an old mirror would not know
+            # what was written without it.
             return None
         return partial(self._control.replace, step.name, before, visible=step.visible, flush=False, freeze=False)
 

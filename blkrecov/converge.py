@@ -17,8 +17,8 @@ import msgspec
 from blkrecov import stack
 from blkrecov.dm import names
 from blkrecov.dm.status import LegHealth
-from blkrecov.dm.table import Table, raid_devices
-from blkrecov.model import Document, Lun, MemberState
+from blkrecov.dm.table import Table, raid_devices, raid_rates
+from blkrecov.model import Document, Layout, Lun, MemberState
 from blkrecov.observed import Live, Observed
 from blkrecov.stack import Device, Layer
 from blkrecov.steps import (
@@ -35,9 +35,11 @@ from blkrecov.steps import (
     SettleFailures,
     Step,
     Unexport,
+    ZeroExtent,
 )
 
 _NODE: Final = "/dev/mapper/"
+LEGS: Final = ("rmeta", "rimage")
 
 
 def take_note(document: Document, observed: Observed, *, unclean: bool) -> Document:
@@ -50,7 +52,25 @@ def take_note(document: Document, observed: Observed, *, unclean: bool) -> Docum
     for lun in document.luns:
         if lun.layout.fault_tolerant:
             document = document.with_lun(_noted(document, observed, lun, unclean=unclean))
+        document = document.with_lun(_without_vain_copies(document, observed, document.lun_of(lun.uuid)))
     return document
+
+
+def _without_vain_copies(document: Document, observed: Observed, lun: Lun) -> Lun:
+    """The LUN without copies that have come to nothing: what is written from now on would miss them, and no log would tell.
+
+    The drive that the member moves to is away, or failed the copy, which holds the LUN's writes until it is taken away; or the
+    member itself has missed writes. A drive that cannot be read is another matter: what to do about it an operation decides.
+    """
+    for index, member in enumerate(lun.members):
+        if member.successor is None:
+            continue
+        drive = document.drive_of(member.successor.drive)
+        there = drive.online and drive.uuid in observed.backings
+        failed = any(mirror.destination_failed or mirror.log_failed for mirror in observed.mirrors(member))
+        if member.state is not MemberState.IN_SYNC or not there or failed:
+            lun = lun.with_member(index, msgspec.structs.replace(member, successor=None))
+    return lun
 
 
 def _noted(document: Document, observed: Observed, lun: Lun, *, unclean: bool) -> Lun:
@@ -110,6 +130,8 @@ class _Plan:
         self.observed = observed
         self.unclean = unclean
         self.wanted: dict[str, Device] = {}
+        # Legs that serve, and become mirrors.
+        self.copies: list[tuple[Lun, Device]] = []
         # LUNs that are deleted go first, with all that is under them: their names may be another LUN's by now.
         self.goners = _goners(document, observed)
         self.taken = {live.name: uuid for uuid, live in observed.devices.items() if uuid not in self.goners}
@@ -123,13 +145,13 @@ class _Plan:
             yield from self.ensure(stack.port(self.document, drive, backing.device if backing else None))
 
     def lun(self, lun: Lun) -> Iterator[Step]:
-        for leg in stack.legs(self.document, lun):
-            yield from self.ensure(leg)
+        yield from self.legs(lun)
         dead = self.dead(lun)
         # A plex that has lost too much keeps answering for what is left of it. It is never loaded anew in that state.
         loaded = self.observed.loaded(lun)
         if not dead or loaded:
             yield from self.plex(lun)
+        yield from self.copied()
         top = stack.top(self.document, lun, failed=dead and not loaded)
         yield from self.ensure(top)
         exported = self.observed.exports.get(lun.uuid)
@@ -138,13 +160,75 @@ class _Plan:
         elif exported is not None and exported.size != lun.size:
             yield Rescan(lun.name, lun.uuid)
 
+    def legs(self, lun: Lun) -> Iterator[Step]:
+        sides: list[Device] = []
+        for device in stack.legs(self.document, lun, self.place_of):
+            if device.layer is Layer.SIDE:
+                sides.append(device)
+            elif not sides or self.mirrored(lun, device):
+                for each in (*sides, device):
+                    yield from self.ensure(each)
+                sides = []
+            else:
+                # It serves without the mirror until the plex goes through it.
+                for each in (self.resting(lun, device), *sides):
+                    yield from self.ensure(each)
+                self.copies.append((lun, device))
+                sides = []
+        if lun.layout is Layout.LINEAR:
+            yield from self.retired(lun)
+
+    def mirrored(self, lun: Lun, leg: Device) -> bool:
+        """Whether a leg may be the mirror that it should be from the start, or is just that already, so that its log is true.
+
+        A log tells of what went through its mirror. So it counts if the leg has not served without.
+        """
+        live = self.observed.devices.get(leg.uuid)
+        if live is None or not live.table:
+            # The plex of a linear LUN goes past a leg that is not there: what it writes would miss the copy.
+            return lun.layout is not Layout.LINEAR or not self.observed.loaded(lun)
+        return self.same(leg.table, live.table)
+
+    def copied(self) -> Iterator[Step]:
+        """Turn legs that serve into mirrors. The log begins anew: it knows nothing of what was written before."""
+        for lun, leg in self.copies:
+            for member in lun.members:
+                if leg.uuid == names.dm_uuid(member.uuid, "rimage") and member.successor is not None:
+                    drive = self.document.drive_of(member.successor.drive)
+                    for extent in member.successor.log:
+                        yield ZeroExtent(stack.node(names.drive_name(self.document.name, drive.name)), extent)
+            self.wanted[leg.uuid] = leg
+            yield ReplaceTable(name=self.name_of(leg), table=leg.table, visible=False)
+        self.copies = []
+
+    def resting(self, lun: Lun, leg: Device) -> Device:
+        """The same leg on its member's own place."""
+        roles = {
+            names.dm_uuid(member.uuid, role): (index, role) for index, member in enumerate(lun.members) for role in LEGS
+        }
+        index, role = roles[leg.uuid]
+        return stack.leg(self.document, lun, index, role)
+
+    def retired(self, lun: Lun) -> Iterator[Step]:
+        """Legs of a linear LUN whose members move no more, before its plex goes past them again.
+
+        A mirror with a failed side holds writes, and the plex's suspend would wait for those.
+        """
+        for index, member in enumerate(lun.members):
+            live = self.observed.devices.get(names.dm_uuid(member.uuid, "rimage"))
+            if live is not None and live.table and live.uuid not in self.wanted:
+                yield from self.retabled(stack.leg(self.document, lun, index, "rimage"), live)
+
     def dead(self, lun: Lun) -> bool:
         """Whether a LUN with redundancy has lost more than that. One without is mapped as far as its drives are there."""
         return lun.layout.fault_tolerant and not self.observed.survives(self.document, lun)
 
     def plex(self, lun: Lun) -> Iterator[Step]:
-        nodes = {leg.uuid: _NODE + self.name_of(leg) for leg in stack.legs(self.document, lun)}
+        nodes = {leg.uuid: self.place_of(leg) for leg in stack.legs(self.document, lun)}
         live = self.observed.plex(lun)
+        if self.dead(lun):
+            # Not for its rates either.
+            lun = msgspec.structs.replace(lun, frozen=any(any(raid_rates(line.params)) for line in _raids(live)))
         device = stack.plex(self.document, lun, nodes, self.rebuild(lun))
         if live is not None and live.table and self.same(device.table, live.table):
             yield from self.ensure(stack.plex(self.document, lun, nodes))
@@ -158,12 +242,24 @@ class _Plan:
             yield SettleFailures(device.name)
 
     def rebuild(self, lun: Lun) -> tuple[int, ...]:
-        """Substitutes that have no superblock yet: these the kernel must be told to regenerate from the start."""
+        """Substitutes that have no superblock yet: these the kernel must be told to regenerate from the start.
+
+        One whose leg is in the plex has the superblock that the kernel gave it when that was loaded. Superblocks of such a
+        LUN are not looked at; being told again, the kernel would begin again (or refuse, if told of a new leg as well).
+        """
+        live = self.observed.plex(lun)
+        known = {leg for line in _raids(live) for leg in raid_devices(line.params)}
         return tuple(
             index
             for index, member in enumerate(lun.members)
-            if member.state is MemberState.REBUILDING and self.observed.superblocks.get(member.uuid) is None
+            if member.state is MemberState.REBUILDING
+            and self.observed.superblocks.get(member.uuid) is None
+            and self.number_of(names.dm_uuid(member.uuid, "rimage")) not in known
         )
+
+    def number_of(self, uuid: str) -> str | None:
+        live = self.observed.devices.get(uuid)
+        return live.number if live is not None else None
 
     def unnoticed(self, lun: Lun) -> bool:
         """Whether the kernel takes a lost member for a good one still. It never gives up the last copy."""
@@ -178,8 +274,13 @@ class _Plan:
         """Only where that can be done; else the LUN is suspect until it has been repaired."""
         if not lun.layout.fault_tolerant or not resettable(lun, self.observed):
             return
-        for member in lun.members:
-            if self.observed.superblocks.get(member.uuid) is not None:
+        for index, member in enumerate(lun.members):
+            if self.observed.superblocks.get(member.uuid) is None:
+                continue
+            if stack.moving(self.document, member) is not None:
+                # Through the leg: past it, the copy would miss the change.
+                yield ForceResync(self.place_of(stack.leg(self.document, lun, index, "rmeta")), 0)
+            else:
                 drive = self.document.drive_of(member.drive)
                 yield ForceResync(stack.node(names.drive_name(self.document.name, drive.name)), member.meta[0].start)
 
@@ -190,12 +291,16 @@ class _Plan:
         if live is None:
             # udev makes the links of a name once: a device that will be renamed is born private, and legs are.
             yield CreateDevice(replace(device, name=self.name_of(device)))
-            return
+        else:
+            yield from self.retabled(device, live)
+
+    def retabled(self, device: Device, live: Live) -> Iterator[Step]:
         if live.inactive:
             yield ClearInactive(live.name)
         if not self.same(device.table, live.table):
-            # A port is replaced because it fails, or comes back: what is under way there may never end.
-            flush = device.layer is not Layer.PORT
+            # A port is replaced because it fails, or comes back: what is under way there may never end. Nor does what a mirror
+            # holds that has lost a side; without a flush it is given to the next table (drivers/md/dm-raid1.c, hold_bio()).
+            flush = device.layer is not Layer.PORT and not any(line.kind == "mirror" for line in live.table)
             yield ReplaceTable(name=live.name, table=device.table, visible=device.visible, flush=flush)
         elif live.suspended:
             yield Resume(live.name, device.visible)
@@ -203,15 +308,18 @@ class _Plan:
     def name_of(self, device: Device) -> str:
         """The name under which a device is, or is made: its own, unless the device that it replaces still has that.
 
-        Only legs are replaced: a LUN's own devices keep their UUIDs.
+        Only legs, and what is below them, are replaced: a LUN's own devices keep their UUIDs.
         """
         live = self.observed.devices.get(device.uuid)
         if live is not None:
             return live.name
         return device.name if device.name not in self.taken else f"{device.name}_{_short(device)}"
 
+    def place_of(self, device: Device) -> str:
+        return _NODE + self.name_of(device)
+
     def same(self, wanted: Table, live: Table) -> bool:
-        """Whether two tables map the same. A raid's options do not count: the kernel adds to them and keeps `rebuild`."""
+        """Whether two tables map the same. Of a raid's options the rates count: the kernel adds others, and keeps `rebuild`."""
         if len(wanted) != len(live):
             return False
         for ours, theirs in zip(wanted, live, strict=True):
@@ -220,7 +328,7 @@ class _Plan:
                 return False
             params, there = " ".join(words), theirs.params
             if ours.kind == "raid":
-                if (words[0], raid_devices(params)) != (there.split()[0], raid_devices(there)):
+                if _essence(params) != _essence(there):
                     return False
             elif params != there:
                 return False
@@ -249,8 +357,18 @@ class _Plan:
         for device in self.wanted.values():
             name = self.name_of(device)
             if name != device.name and self.taken.get(device.name) not in self.wanted:
-                assert device.layer is Layer.LEG, f"{name} is no leg"
+                assert device.layer in (Layer.LEG, Layer.SIDE), f"{name} is no leg"
                 yield RenameDevice(name, device.name)
+
+
+def _raids(live: Live | None) -> Table:
+    """The raid target of a plex: none while it is not loaded, and for a linear LUN."""
+    return tuple(line for line in live.table if line.kind == "raid") if live is not None else ()
+
+
+def _essence(params: str) -> tuple[object, ...]:
+    """What of a raid target's words is ours to decide: its kind, its rates, its legs."""
+    return params.split()[0], raid_rates(params), raid_devices(params)
 
 
 def _goners(document: Document, observed: Observed) -> dict[str, Live]:
@@ -288,4 +406,6 @@ def _short(device: Device) -> str:
 def _layer(live: Live) -> Layer:
     parsed = names.parse_dm_uuid(live.uuid)
     role = parsed.role if parsed else ""
+    if names.is_side(role):
+        return Layer.SIDE
     return {"drive": Layer.PORT, "plex": Layer.PLEX, "lun": Layer.LUN}.get(role, Layer.LEG)

@@ -1,12 +1,12 @@
-"""The live array: observes, plans, acts; owns the document and its tasks.
+"""The live array: observes, plans, acts; owns the document.
 
 Every change goes one way (`carry_out`): an operation proposes a document; what the proposal needs is prepared on free space;
-the document is written to the drives; the kernel is made to agree (blkrecov.converge). When a step is refused, the steps before
-it are taken back and the old document is written again. When the process dies instead, the next one to open the array
-converges, and finds just the steps that are missing.
+the document is written to the drives; the kernel is made to agree (blkrecov.converge). When a step is refused, the steps
+before it are taken back and the old document is written again. When the process dies instead, the next one to open the
+array converges, and finds just the steps that are missing.
 
-Embedded in the command line, an array is opened under a lock that one process of the machine holds at a time; it is let go
-while a task is waited for, since the kernel works by itself. A daemon would hold it for as long as it runs.
+An array is opened under a lock that one process of the machine holds at a time. It is let go while a task is waited for,
+since the kernel works by itself; whoever takes it again looks first whether another process was there (`reload`).
 """
 
 import dataclasses
@@ -14,57 +14,55 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 from uuid import UUID, uuid4
 
 import msgspec
 
-from blkrecov import catalog, observer, provision, recover, scrub, tasks, views
+from blkrecov import catalog, observer, provision, views
 from blkrecov.actor import Actor
+from blkrecov.bell import ring
 from blkrecov.catalog import Discovered
 from blkrecov.converge import Group, converge, converge_ports, take_note
-from blkrecov.dm import counters, names
+from blkrecov.dm import names
 from blkrecov.dm.control import Control
-from blkrecov.dm.events import EventWatcher
 from blkrecov.dm.names import NameKind, check_name
-from blkrecov.dm.status import LegHealth, SyncAction
+from blkrecov.drives import label as label_format
 from blkrecov.drives import loop, probe, store
 from blkrecov.drives.label import Label
 from blkrecov.drives.store import DriveStore, IoCounter
 from blkrecov.errors import (
     AccessDenied,
     BlkrecovError,
+    CacheCorrupt,
     DeviceInUse,
-    DriveNotOnline,
     IdentityMismatch,
     InvalidArgument,
+    NotInitialized,
     ObjectExists,
     ObjectFailed,
     ObjectNotFound,
     PathNotFound,
-    TimedOut,
 )
 from blkrecov.geometry import Request
 from blkrecov.holders import holders
-from blkrecov.model import Document, Drive, DriveStatus, Lun, MemberState, Phase, Task, TaskKind, TaskState
+from blkrecov.model import Document, Drive, DriveStatus, Lun
 from blkrecov.observed import Observed
 from blkrecov.page83 import identity, sysfs, udev
 from blkrecov.page83.export import Exporter
 from blkrecov.page83.identity import Witness, naa_of_serial, serial_of
-from blkrecov.proposal import Proposal, plex_message
+from blkrecov.proposal import Proposal
 from blkrecov.settings import Remembered, Settings, remember
 from blkrecov.stack import node
 from blkrecov.steps import DetachLoop, Step, Store
-from blkrecov.units import Bytes, Sectors, in_bytes, sectors
+from blkrecov.units import Bytes, sectors
 
 log = logging.getLogger(__name__)
 
 LOCK_PATIENCE_S: Final = 60.0
-TICK_S: Final = 0.25
 EVENT_PATIENCE_S: Final = 5.0
 Ids = Iterator[UUID]
 
@@ -140,19 +138,8 @@ def list_arrays(settings: Settings) -> tuple[Discovered, ...]:
         return catalog.discover(settings, IoCounter())
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a task is, at one moment."""
-
-    task: Task
-    phase: Phase | None
-    fraction: float
-    done: Bytes
-    total: Bytes
-
-
-class Array:
-    """An open array, brought up. Made by Array.opened()."""
+class Engine:
+    """An open array, brought up: its drives, LUNs and devices. Made by opened()."""
 
     def __init__(self, settings: Settings, found: Discovered, lock: Lock, resources: ExitStack) -> None:
         if found.trouble:
@@ -164,12 +151,15 @@ class Array:
         self._control = resources.enter_context(Control())
         self._exporter = Exporter()
         self._actor = Actor(self._control, self._exporter, self.counter)
-        self._counted = 0
         self.document: Document = found.document
         self.labels: dict[UUID, Label] = {uuid: item.label for uuid, item in found.drives.items()}
         self._found = found
         self._backings: dict[UUID, str] = {}
         self._unsaved = False
+        self._closed = False
+        self._published = settings.state / f"{found.uuid}.sequence"
+        self._mistake = ""
+        self._enumerated: Discovered | None = None
         self.trouble: dict[UUID, BlkrecovError] = {}
         """LUNs that could not be brought up, and why."""
         self.observed = Observed()
@@ -187,7 +177,10 @@ class Array:
                 found = _choose(catalog.discover(settings, IoCounter()), name)
                 array = cls(settings, found, lock, resources)
                 array.assemble()
-            yield array
+            try:
+                yield array
+            finally:
+                array._closed = True
 
     # Bringing up.
 
@@ -208,9 +201,7 @@ class Array:
             self.store(noted)
         self._run(converge(self.document, self.observed, unclean=unclean), wanted=None)
         self._remember()
-        for task in self.document.tasks:
-            if not task.state.ended:
-                self._take_up(task)
+        self._publish()
 
     def _clear_up(self) -> None:
         """Finish with drives whose adding was cut short, and with those whose removing was: neither is a drive of the array.
@@ -299,7 +290,44 @@ class Array:
 
     def reload(self) -> None:
         """After the lock was let go: whatever another process has changed meanwhile."""
-        found = _choose(catalog.discover(self._settings, self.counter), str(self.document.array))
+        if self.outdated():
+            self._adopt(_choose(catalog.discover(self._settings, self.counter), str(self.document.array)))
+        self.observe()
+
+    def outdated(self) -> bool:
+        """Whether another process of this machine has written a version of the document since. Asks a file, and no drive."""
+        try:
+            return int(self._published.read_text()) != self.document.sequence
+        except (OSError, ValueError):
+            return self._superseded()
+
+    def _publish(self) -> None:
+        """Let other processes of this machine know our version. Where that cannot be written, they ask the drives."""
+        with suppress(OSError):
+            self._published.write_text(f"{self.document.sequence}\n")
+        self.ring()
+
+    @property
+    def bell(self) -> Path:
+        """Where the monitor listens. Short, because a socket's path may have 107 bytes."""
+        return self._settings.state / f"{self.document.array.hex[:8]}.bell"
+
+    def ring(self) -> None:
+        """Wake the monitor, if there is one."""
+        ring(self.bell)
+
+    def _superseded(self) -> bool:
+        """Whether the drives carry another version of the document than ours. Reads slots of those that carry it, no more."""
+        sequences = []
+        for uuid in self.document.carriers:
+            device = self._backings.get(uuid)
+            if device is not None:
+                with suppress(BlkrecovError), DriveStore(device, self.counter, writable=False) as medium:
+                    newest = label_format.newest(medium.read_slots(self.labels[uuid]))
+                    sequences.append(newest.sequence if newest else 0)
+        return bool(self.document.drives) and max(sequences, default=-1) != self.document.sequence
+
+    def _adopt(self, found: Discovered) -> None:
         if found.document is None or found.trouble:
             raise found.trouble[0] if found.trouble else ObjectNotFound("the array is gone")
         self._found, self.document = found, found.document
@@ -309,7 +337,70 @@ class Array:
             for uuid, item in found.drives.items()
             if item.device is not None and any(drive.uuid == uuid and drive.online for drive in self.document.drives)
         }
-        self.observe()
+
+    @contextmanager
+    def unlocked(self) -> Iterator[None]:
+        """Let other processes work on the array meanwhile. What is known of it may be old afterwards: reload()."""
+        self._lock.release()
+        try:
+            yield
+        finally:
+            self._lock.take()
+
+    # What is known, and whether it is so.
+
+    def refuse_mistaken(self) -> None:
+        """What an operation asks before all else: whether what we know of the array is what is there.
+
+        Once it is not, nothing is done until reenumerate() and refresh() were called, in this order.
+
+        Raises: NotInitialized, CacheCorrupt.
+        """
+        if self._closed:
+            raise NotInitialized(f"array {self.document.name!r} is not open any more")
+        self._mistake = self._mistake or self._contradiction()
+        if self._mistake:
+            raise CacheCorrupt(f"what is known of array {self.document.name!r} is not what is there: {self._mistake}")
+
+    def _contradiction(self) -> str:
+        if self._superseded():
+            return "its drives carry another version of the configuration"
+        live = observer.devices(self._control, self.document.name)
+        for uuid, known in self.observed.devices.items():
+            now = live.get(uuid)
+            if now is None:
+                return f"the device {known.name} has gone"
+            if (now.name, now.number) != (known.name, known.number):
+                return f"the device {known.name} ({known.number}) is {now.name} ({now.number}) now"
+        return ""
+
+    def reenumerate(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """IVdsHwProvider::Reenumerate: look for the array's drives anew: (names of those that came, of those that went).
+
+        What is known of them is refresh()'s business.
+        """
+        before = {drive.name for drive in self.document.drives if drive.uuid in self._found.drives}
+        found = _choose(catalog.discover(self._settings, self.counter), str(self.document.array))
+        if found.document is None or found.trouble:
+            raise found.trouble[0] if found.trouble else ObjectNotFound("the array is gone")
+        after = {drive.name for drive in found.document.drives if drive.uuid in found.drives}
+        self._enumerated = found
+        return tuple(sorted(after - before)), tuple(sorted(before - after))
+
+    def refresh(self) -> None:
+        """IVdsHwProvider::Refresh: read the properties of all that is known, and bring up what is down.
+
+        Raises: CacheCorrupt while reenumerate() is due; and what bringing up the array does.
+        """
+        if self._mistake and self._enumerated is None:
+            raise CacheCorrupt(f"what is known of array {self.document.name!r} is not what is there: {self._mistake}")
+        if self._enumerated is not None:
+            self._adopt(self._enumerated)
+        else:
+            self.reload()
+        self._mistake, self._enumerated = "", None
+        with loop.held():
+            self.assemble()
 
     def store(self, document: Document) -> None:
         """Write a document to the drives and make it this array's. An array without drives has it in memory only."""
@@ -321,6 +412,7 @@ class Array:
             catalog.write(document, devices, self.counter)
         self.document = document
         self._unsaved = False
+        self._publish()
 
     def _remember(self) -> None:
         paths = tuple(drive.path for drive in self.document.drives)
@@ -575,236 +667,6 @@ class Array:
                     f"of array {label.array_uuid}, the configuration says {drive.uuid} of {self.document.array}"
                 )
 
-    # Long operations.
-
-    def propose_recover(self, name: str, spare: str | None) -> tuple[Proposal, Task]:
-        lun = self.document.lun(name)
-        drive = self.document.drive(spare) if spare else None
-        proposal = recover.propose(self.document, self.observed, lun, drive, _ids())
-        self.verify(lun)
-        return proposal
-
-    def propose_scrub(self, name: str, *, repair: bool) -> tuple[Proposal, Task]:
-        lun = self.document.lun(name)
-        proposal = scrub.propose(self.document, lun, self.observed.raid(lun), repair=repair)
-        self.verify(lun)
-        return proposal
-
-    def start(self, proposal: Proposal, task: Task) -> Task:
-        """Start a task's work in the kernel. It goes on without us."""
-        self.carry_out(proposal)
-        if not self.document.task(task.id).state.ended:
-            self._begun(task.id)
-        return self.document.task(task.id)
-
-    def _begun(self, number: int) -> None:
-        """Write down that the kernel was asked for a task's present phase. Asked twice is harmless, never asked is not."""
-        task = msgspec.structs.replace(self.document.task(number), boot=catalog.boot_id())
-        self.store(self._accounted(self.document, task))
-
-    def progress(self, number: int) -> Progress:
-        """How far a task is, from the kernel's own counters. Reads no drive and writes nothing."""
-        task = self.document.task(number)
-        phase = tasks.phase(task)
-        if task.state.ended or phase is None:
-            return Progress(task, None, 1.0 if task.state is TaskState.COMPLETED else 0.0, Bytes(0), Bytes(0))
-        lun = self.document.lun_of(task.lun)
-        self._look()
-        raid = self.observed.raid(lun)
-        if raid is None:
-            return Progress(task, phase, 0.0, Bytes(0), Bytes(0))
-        fraction = raid.done / raid.total if raid.total else 0.0
-        done, total = in_bytes(raid.done), in_bytes(raid.total)
-        written = self._written(lun)
-        if phase is Phase.REBUILD and written is not None:
-            # The kernel's ratio moves in sixteen steps (drivers/md/md.c, md_do_sync()); the substitute's own counter moves.
-            total = in_bytes(Sectors(sum(member.length for member in lun.members if _rebuilding(member.state))))
-            done = Bytes(min(written, total))
-            fraction = done / total
-        task = tasks.progressed(task, min(fraction, 0.999))
-        return Progress(task, phase, min(fraction, 0.999), done, total)
-
-    def _written(self, lun: Lun) -> Bytes | None:
-        """Bytes written to the members that are being regenerated; None when there are none."""
-        numbers = [
-            self.observed.devices[uuid].number
-            for member in lun.members
-            if _rebuilding(member.state) and (uuid := names.dm_uuid(member.uuid, "rimage")) in self.observed.devices
-        ]
-        if not numbers:
-            return None
-        return in_bytes(Sectors(sum(counters.sectors_written(number) for number in numbers)))
-
-    def advance(self, number: int) -> Task:
-        """Look at a task's work in the kernel, and do what is due: note an end, begin the next phase, finish the task."""
-        task = self.document.task(number)
-        while not task.state.ended:
-            self.observe()
-            following = self._step(task)
-            if following == task:
-                break
-            task = following
-        return task
-
-    def _step(self, task: Task) -> Task:
-        lun = self.document.lun_of(task.lun)
-        phase = tasks.phase(task)
-        if phase is None:
-            return self._finish(task, lun)
-        raid = self.observed.raid(lun)
-        lost = self.observed.lost(self.document, lun)
-        if not self.observed.survives(self.document, lun):
-            return self._fail(
-                task, ObjectFailed(f"LUN {lun.name!r} lost too many members during its {task.kind.value}")
-            )
-        if lost:
-            return self._lose(task, lun, lost)
-        if raid is None or raid.action is not SyncAction.IDLE or raid.done != raid.total:
-            return task
-        if phase is Phase.REBUILD:
-            if LegHealth.OUT_OF_SYNC in raid.legs:
-                return task  # The kernel is about to begin.
-            moved = self._written(lun) or Bytes(0)
-            task = msgspec.structs.replace(task, bytes_kernel=task.bytes_kernel + moved)
-            if lun.suspect and Phase.REPAIR not in task.phases:
-                # The power was cut meanwhile: whole again is not right again.
-                task = msgspec.structs.replace(task, phases=(*task.phases, Phase.REPAIR))
-            lun = recover.rebuilt(lun)
-            # With a repair still due the LUN is not known to be right yet.
-            lun = msgspec.structs.replace(lun, initialised=Phase.REPAIR not in task.phases)
-        elif phase is Phase.CHECK:
-            task = msgspec.structs.replace(
-                task, bytes_kernel=task.bytes_kernel + in_bytes(Sectors(raid.total * len(lun.members)))
-            )
-            lun = scrub.counted(lun, raid)
-        else:
-            lun = scrub.repaired(lun)
-        task = tasks.next_phase(tasks.progressed(task, 1.0))
-        then = {Phase.REPAIR: "repair", Phase.CHECK: "check"}.get(tasks.phase(task) or Phase.REBUILD)
-        # The kernel forgets what it was asked for when the machine stops, so the task says in which boot that was.
-        self.store(self._accounted(self.document.with_lun(lun), msgspec.structs.replace(task, boot="")))
-        if then is not None:
-            self._actor.act(plex_message(self.document, lun, then))
-            self._begun(task.id)
-        return self.document.task(task.id)
-
-    def _finish(self, task: Task, lun: Lun) -> Task:
-        message = ""
-        if task.kind is TaskKind.SCRUB:
-            message = f"{lun.mismatches} mismatches"
-        self.store(self._accounted(self.document, tasks.completed(task, message)))
-        self._run(converge(self.document, self.observe()), wanted=None)
-        return self.document.task(task.id)
-
-    def _lose(self, task: Task, lun: Lun, lost: frozenset[int]) -> Task:
-        drives = ", ".join(self.document.drive_of(lun.members[index].drive).name for index in sorted(lost))
-        error = DriveNotOnline(
-            f"LUN {lun.name!r} lost member {', '.join(map(str, sorted(lost)))} (drive {drives}) during its {task.kind.value}",
-            remedy=f"run: blkrecov recover {lun.name}",
-        )
-        return self._fail(task, error)
-
-    def _fail(self, task: Task, error: BlkrecovError) -> Task:
-        noted = take_note(self.document, self.observed, unclean=False)
-        self.store(self._accounted(noted, tasks.failed(task, error)))
-        self._run(converge(self.document, self.observe()), wanted=None)
-        return self.document.task(task.id)
-
-    def cancel(self, number: int) -> Task:
-        """Stop a task. A LUN whose rebuild is cancelled is as degraded as before; a later Recover begins anew.
-
-        Raises: CancelTooLate for a task that has ended.
-        """
-        task = self.advance(number)
-        stopped = tasks.cancelled(task)
-        lun = self.document.lun_of(task.lun)
-        document = self.document
-        for index, member in enumerate(lun.members):
-            if _rebuilding(member.state):
-                lun = lun.with_member(index, msgspec.structs.replace(member, state=MemberState.FAILED))
-        if lun == document.lun_of(task.lun) and tasks.phase(task) in (Phase.CHECK, Phase.REPAIR):
-            # "idle" stops a check; from Linux 6.9 on it does so and answers EINVAL (drivers/md/dm-raid.c, raid_message()).
-            with suppress(BlkrecovError):
-                self._actor.act(plex_message(document, lun, "idle"))
-        self.store(self._accounted(document.with_lun(lun), stopped))
-        self._run(converge(self.document, self.observe()), wanted=None)
-        return self.document.task(number)
-
-    def wait(
-        self, number: int, *, on_progress: Callable[[Progress], None] | None = None, timeout_s: float | None = None
-    ) -> Task:
-        """Wait for a task's end, without holding the lock. Ends as soon as the kernel tells of the end, which it does by event.
-
-        Raises: TimedOut; the task goes on.
-        """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        task = self.advance(number)
-        ripe_before = False
-        with EventWatcher() as events:
-            while not task.state.ended:
-                events.changed()
-                with self._unlocked():
-                    progress = self.progress(number)
-                    if on_progress is not None:
-                        on_progress(progress)
-                    ripe = self._ripe(progress.task)
-                    if not ripe or ripe_before:
-                        # Ripe twice in a row: the kernel is between two of its own steps.
-                        events.wait(TICK_S if on_progress or ripe else EVENT_PATIENCE_S)
-                ripe_before = ripe
-                if ripe:
-                    self.reload()
-                    task = self.advance(number)
-                if deadline is not None and not task.state.ended and time.monotonic() >= deadline:
-                    raise TimedOut(
-                        f"task {number} has not ended within {timeout_s:g} s; it goes on",
-                        remedy=f"wait for it with: blkrecov task wait {number}",
-                    )
-        if on_progress is not None:
-            on_progress(self.progress(number))
-        return task
-
-    def _ripe(self, task: Task) -> bool:
-        """Whether the kernel has come to the end of a task's phase, one way or another. Looks at the kernel only."""
-        lun = self.document.lun_of(task.lun)
-        self._look()
-        raid = self.observed.raid(lun)
-        if raid is None or raid.lost:
-            return True
-        return raid.action is SyncAction.IDLE and raid.done == raid.total
-
-    @contextmanager
-    def _unlocked(self) -> Iterator[None]:
-        self._lock.release()
-        try:
-            yield
-        finally:
-            self._lock.take()
-
-    def _take_up(self, task: Task) -> None:
-        """A task that an earlier process began: the kernel may have ended it, or may have to be asked again."""
-        lun = self.document.lun_of(task.lun)
-        raid = self.observed.raid(lun)
-        phase = tasks.phase(task)
-        if phase in (Phase.CHECK, Phase.REPAIR) and raid is not None and not self._was_here(task):
-            # A check does not survive a restart of the machine; it is asked for again from its start.
-            if raid.action is SyncAction.IDLE:
-                word = "check" if phase is Phase.CHECK else "repair"
-                self._actor.act(plex_message(self.document, lun, word))
-                self.observe()
-            self._begun(task.id)
-        self.advance(task.id)
-
-    def _was_here(self, task: Task) -> bool:
-        return task.boot == catalog.boot_id()
-
-    def _accounted(self, document: Document, task: Task) -> Document:
-        """The document with a task that knows the bytes which this process has moved since it was last asked."""
-        moved = self.counter.bytes_read + self.counter.bytes_written
-        task = msgspec.structs.replace(task, bytes_process=task.bytes_process + moved - self._counted)
-        self._counted = moved
-        return document.with_task(task)
-
     # Stopping.
 
     def stop(self) -> None:
@@ -853,10 +715,6 @@ def _descending(document: Document, version: Document) -> Document:
     return msgspec.structs.replace(
         document, sequence=version.sequence, commit=version.commit, history=version.history, carriers=version.carriers
     )
-
-
-def _rebuilding(state: MemberState) -> bool:
-    return state is MemberState.REBUILDING
 
 
 def _kept(device: str | None) -> str | None:

@@ -7,6 +7,9 @@ An error is a class, a code and facts: callers match the class, programs read th
 happened and why) and the remedy (what to do about it).
 """
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum, unique
 from typing import ClassVar, Final
 
@@ -248,3 +251,41 @@ class ProviderFailure(BlkrecovError):
     """Something below us refused, in its own words: the kernel, LIO, udev."""
 
     code = Code.VDS_E_PROVIDER_FAILURE
+
+
+class OutOfResources(BlkrecovError):
+    """Memory, or what the kernel has a limited number of."""
+
+    code = Code.E_OUTOFMEMORY
+    default_remedy = "free memory, or raise the limit, and try again"
+
+
+class CacheCorrupt(BlkrecovError):
+    """What was known of the array is not what is there: somebody else has changed it."""
+
+    code = Code.VDS_E_PROVIDER_CACHE_CORRUPT
+    default_remedy = "run: blkrecov reenumerate, then: blkrecov refresh"
+
+
+class NotInitialized(BlkrecovError):
+    """An array that is not open."""
+
+    code = Code.VDS_E_INITIALIZE_NOT_CALLED
+    default_remedy = "open the array first"
+
+
+# What runs out is memory, or a table that the kernel or the process has.
+EXHAUSTED: Final = frozenset({errno.ENOMEM, errno.ENFILE, errno.EMFILE})
+
+
+@contextmanager
+def resources() -> Iterator[None]:
+    """Exhaustion, wherever it shows, in our words."""
+    try:
+        yield
+    except MemoryError as error:
+        raise OutOfResources("there is not enough memory") from error
+    except OSError as error:
+        if error.errno in EXHAUSTED:
+            raise OutOfResources(str(error)) from error
+        raise

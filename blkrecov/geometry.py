@@ -1,7 +1,8 @@
 """Where things lie: the free space of drives, which drives a LUN's members go to, and how long each member is.
 
 What always holds: extents are whole allocation units inside the drive's data area and never overlap; no two members of a LUN
-share a drive (a linear LUN, which has nothing to lose by it, may); hot spares are left alone by ordinary allocation.
+share a drive (a linear LUN, which has nothing to lose by it, may); hot spares are left alone by ordinary allocation; a drive that
+is set aside is given nothing more.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from uuid import UUID
 import msgspec
 
 from blkrecov.errors import InvalidArgument, NotEnoughDrives, NotEnoughSpace
-from blkrecov.model import UNIT, Document, Drive, Extent, Layout, Lun, Member, MemberState, Role
+from blkrecov.model import UNIT, Document, Drive, Extent, Layout, Lun, Member, MemberState, Role, Successor
 from blkrecov.units import KIB, MIB, SECTOR, Bytes, Sectors, format_size, in_bytes, round_up, sectors
 
 CHUNK: Final = Sectors(64 * KIB // SECTOR)
@@ -21,18 +22,21 @@ REGION: Final = Sectors(1 * MIB // SECTOR)
 # Superblock, bitmap header and one bit per region: a unit has room for the kernel's most, 2^21 regions.
 META: Final = UNIT
 MAX_REGIONS: Final = 2**21
+# The dirty log of a member's copy to another drive: one unit has room for the logs of all its parts (stack.parts()).
+LOG: Final = UNIT
 MIN_LUN: Final = Bytes(1 * MIB)
 MAX_MEMBERS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A used run of a drive."""
+    """A used run of a drive. `arriving`: the member is being copied there, and serves from elsewhere still."""
 
     extent: Extent
     role: Role
     lun: Lun
     member: int
+    arriving: bool = False
 
 
 def used(document: Document, drive: Drive) -> tuple[Region, ...]:
@@ -43,6 +47,14 @@ def used(document: Document, drive: Drive) -> tuple[Region, ...]:
         for index, member in enumerate(lun.members)
         if member.drive == drive.uuid
         for role, extents in ((Role.META, member.meta), (Role.DATA, member.data))
+        for extent in extents
+    ]
+    regions += [
+        Region(extent, role, lun, index, arriving=True)
+        for lun in document.luns
+        for index, member in enumerate(lun.members)
+        if (successor := member.successor) is not None and successor.drive == drive.uuid
+        for role, extents in ((Role.META, successor.log + successor.meta), (Role.DATA, successor.data))
         for extent in extents
     ]
     return tuple(sorted(regions, key=lambda region: region.extent.start))
@@ -169,8 +181,9 @@ def _candidates(document: Document, request: Request) -> list[Drive]:
                     f"drive {drive.name!r} is {drive.status.value}",
                     remedy="name drives that are online: blkrecov drive list",
                 )
+            _refuse_failing(drive)
         return named
-    usable = [drive for drive in document.drives if drive.online and not drive.hot_spare]
+    usable = [drive for drive in document.drives if drive.online and not drive.hot_spare and not drive.failing]
     return sorted(usable, key=lambda drive: (-free_length(document, drive), document.drives.index(drive)))
 
 
@@ -221,6 +234,22 @@ def new_member(
     return Member(uuid=uuid, drive=drive.uuid, state=state, meta=meta_extents, data=data)
 
 
+def new_successor(document: Document, drive: Drive, member: Member, uuid: UUID) -> Successor:
+    """A place for a member on a drive that has room for it: superblock and bitmap, the copy's log, then data."""
+    gaps = free(document, drive)
+    meta: tuple[Extent, ...] = ()
+    if member.meta:
+        meta, gaps = carve(gaps, sum(extent.length for extent in member.meta))
+    log, gaps = carve(gaps, LOG)
+    data, _ = carve(gaps, member.length)
+    return Successor(uuid=uuid, drive=drive.uuid, data=data, meta=meta, log=log)
+
+
+def successor_length(member: Member) -> int:
+    """Sectors that new_successor() takes."""
+    return member.length + sum(extent.length for extent in member.meta) + LOG
+
+
 def _count(document: Document, request: Request, size: int, candidates: Sequence[Drive]) -> int:
     """How many members: as many as asked for, else the fewest with which the LUN fits on the drives there are."""
     layout = request.layout
@@ -236,7 +265,7 @@ def _count(document: Document, request: Request, size: int, candidates: Sequence
     if len(candidates) < counts[0]:
         raise NotEnoughDrives(
             f"{layout.value} with {counts[0]} members needs {counts[0]} drives that are online and no hot spares; "
-            f"there are {len(candidates)}"
+            f"there are {len(candidates)}{_set_aside(document)}"
         )
     meta = META if layout.fault_tolerant else 0
     for count in counts:
@@ -287,6 +316,8 @@ def extended(document: Document, lun: Lun, size: Bytes, ids: Iterator[UUID]) -> 
     for member in lun.members:
         more = length - member.length
         drive = document.drive_of(member.drive)
+        if more > 0:
+            _refuse_failing(drive)
         if free_length(document, drive) < more:
             raise NotEnoughSpace(
                 f"LUN {lun.name!r} needs {format_size(in_bytes(Sectors(more)))} more on drive {drive.name!r}, "
@@ -310,24 +341,31 @@ def joined(extents: tuple[Extent, ...]) -> tuple[Extent, ...]:
 
 
 def choose_substitute(document: Document, lun: Lun, length: int, spare: Drive | None) -> Drive:
-    """The drive that a lost member's substitute goes to.
+    """The drive that a lost member's substitute goes to. Raises what choose_drive() does."""
+    return choose_drive(document, lun, length + META, spare)
+
+
+def choose_drive(document: Document, lun: Lun, needed: int, spare: Drive | None) -> Drive:
+    """A drive with so many free sectors for a member of a LUN, in the place of one that is lost or is to leave its drive.
 
     In this order: the drive that was asked for; the smallest hot spare with room; free space, on the drive where it leaves
-    the least behind. Never a drive with another member of this LUN; the lost member's own, should it be online, comes last.
+    the least behind. A drive that has failed lately comes after those that have not; the lost member's own, should it be online,
+    comes last. Never a drive with another member of this LUN, nor one that is set aside.
 
     Raises: NotEnoughDrives, NotEnoughSpace; for an explicit spare, InvalidArgument if it can never serve this LUN.
     """
-    needed = length + META
-    busy = {member.drive for member in lun.members if member.state is not MemberState.FAILED}
+    moving = {member.successor.drive for member in lun.members if member.successor is not None}
+    busy = moving | {member.drive for member in lun.members if member.state is not MemberState.FAILED}
     if spare is not None:
         _refuse_spare(document, lun, spare, needed, busy)
         return spare
-    others = [drive for drive in document.drives if drive.online and drive.uuid not in busy]
+    others = [drive for drive in document.drives if drive.online and not drive.failing and drive.uuid not in busy]
     fitting = [drive for drive in others if free_length(document, drive) >= needed]
 
-    def order(drive: Drive) -> tuple[bool, bool, int, int]:
+    def order(drive: Drive) -> tuple[bool, int, bool, int, int]:
         failed_once = drive.uuid in lun.drives
-        return failed_once, not drive.hot_spare, free_length(document, drive), document.drives.index(drive)
+        room = free_length(document, drive)
+        return failed_once, len(drive.failures), not drive.hot_spare, room, document.drives.index(drive)
 
     best = min(fitting, key=order, default=None)
     if best is not None:
@@ -335,6 +373,13 @@ def choose_substitute(document: Document, lun: Lun, length: int, spare: Drive | 
     if others:
         raise NotEnoughSpace(
             f"no drive outside LUN {lun.name!r} has the {format_size(in_bytes(Sectors(needed)))} free that a substitute needs"
+            f"{_set_aside(document)}"
+        )
+    aside = [drive.name for drive in document.drives if drive.online and drive.uuid not in busy]
+    if aside:
+        raise NotEnoughDrives(
+            f"the only drives that could serve LUN {lun.name!r} are set aside: {', '.join(aside)}",
+            remedy=f"add a drive, or trust one again with: blkrecov drive trust {aside[0]}",
         )
     raise NotEnoughDrives(f"every drive that is online serves LUN {lun.name!r} already: there is none to substitute")
 
@@ -346,9 +391,24 @@ def _refuse_spare(document: Document, lun: Lun, spare: Drive, needed: int, busy:
         )
     if not spare.online:
         raise NotEnoughDrives(f"drive {spare.name!r} is {spare.status.value}", remedy="choose a drive that is online")
+    _refuse_failing(spare)
     if free_length(document, spare) < needed:
         raise NotEnoughSpace(
             f"drive {spare.name!r} has {format_size(in_bytes(free_length(document, spare)))} free; "
             f"the substitute needs {format_size(in_bytes(Sectors(needed)))}",
             remedy="choose a drive with more free space",
         )
+
+
+def _refuse_failing(drive: Drive) -> None:
+    if drive.failing:
+        raise InvalidArgument(
+            f"drive {drive.name!r} is set aside: {drive.failing}",
+            remedy=f"use another drive, or trust it again with: blkrecov drive trust {drive.name}",
+        )
+
+
+def _set_aside(document: Document) -> str:
+    """The rest of a sentence that says that there are too few drives."""
+    names = [drive.name for drive in document.drives if drive.online and drive.failing]
+    return f"; set aside for failing too often: {', '.join(names)}" if names else ""

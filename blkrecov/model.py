@@ -148,6 +148,20 @@ class Extent(msgspec.Struct, frozen=True):
         return self.start + self.length
 
 
+class Successor(msgspec.Struct, frozen=True):
+    """Where a member is moving to while it serves: the kernel copies underneath it, so that redundancy never drops.
+
+    `log` holds the copy's dirty log, on the drive that the member moves to. The UUID is the copy's: devices of an earlier one are
+    never taken for its own.
+    """
+
+    uuid: UUID
+    drive: UUID
+    data: tuple[Extent, ...]
+    meta: tuple[Extent, ...]
+    log: tuple[Extent, ...]
+
+
 class Member(msgspec.Struct, frozen=True):
     """One leg of a LUN. `meta` is empty where the layout has no superblock."""
 
@@ -156,6 +170,7 @@ class Member(msgspec.Struct, frozen=True):
     state: MemberState
     data: tuple[Extent, ...]
     meta: tuple[Extent, ...] = ()
+    successor: Successor | None = None
 
     @property
     def length(self) -> Sectors:
@@ -179,6 +194,10 @@ class Lun(msgspec.Struct, frozen=True):
     """The power was cut while a member was lost: where writes were in flight, the others may disagree. Repaired once whole."""
     mismatches: int | None = None
     """What the last scrub counted, in sectors; None before the first, and after a repair until the next."""
+    scrubbed: int = 0
+    """When the last scrub of all of it ended, in seconds since 1970; 0 before the first."""
+    frozen: bool = False
+    """The kernel is held back from rebuilding it: its recovery was cancelled or is paused, and the substitutes are kept."""
 
     @property
     def bytes(self) -> Bytes:
@@ -194,7 +213,9 @@ class Lun(msgspec.Struct, frozen=True):
 
     @property
     def drives(self) -> frozenset[UUID]:
-        return frozenset(member.drive for member in self.members)
+        """The drives that its members are on, or are moving to."""
+        moving = (member.successor.drive for member in self.members if member.successor is not None)
+        return frozenset((*(member.drive for member in self.members), *moving))
 
     def with_member(self, index: int, member: Member) -> "Lun":
         return msgspec.structs.replace(self, members=(*self.members[:index], member, *self.members[index + 1 :]))
@@ -213,6 +234,10 @@ class Drive(msgspec.Struct, frozen=True):
     reason: str = ""
     """Why it is not online, for people."""
     hot_spare: bool = False
+    failures: tuple[int, ...] = ()
+    """When it failed or went away lately, in seconds since 1970, oldest first."""
+    failing: str = ""
+    """Why it is set aside: it still serves what lies on it, and is given nothing more. Empty for a drive that is well."""
 
     @property
     def online(self) -> bool:
@@ -234,6 +259,7 @@ class TaskState(StrEnum):
 class TaskKind(StrEnum):
     RECOVER = "recover"
     SCRUB = "scrub"
+    REPLACE = "replace"
 
 
 class Phase(StrEnum):
@@ -245,6 +271,18 @@ class Phase(StrEnum):
     """The kernel compares all members and rewrites what differs."""
     CHECK = "check"
     """The kernel compares all members and counts."""
+    VERIFY = "verify"
+    """A check with a bound, after a recovery."""
+    COPY = "copy"
+    """The kernel copies members that move to another drive, underneath the RAID layer."""
+
+
+class Schedule(StrEnum):
+    """How often the array scrubs its LUNs by itself."""
+
+    OFF = "off"
+    WEEKLY = "weekly"
+    MONTHLY = "monthly"
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -266,6 +304,17 @@ class Task(msgspec.Struct, frozen=True):
     bytes_process: int = 0
     boot: str = ""
     """The boot in which its present phase was begun: checks and repairs do not outlive the machine's memory."""
+    spare: UUID | None = None
+    """The drive that members go to: the one that was asked for, or was chosen for a replacement."""
+    leaving: UUID | None = None
+    """The drive that a replacement, or the recovery of a failing drive's member, moves members away from."""
+    paused: bool = False
+    mismatches: int = 0
+    """What its check counted before it was paused, in sectors."""
+    rate_min: int = 0
+    """Bytes per second and member that it is given whatever else goes on; 0: the array's."""
+    rate_max: int = 0
+    """Bytes per second and member that it never exceeds; 0: the array's."""
 
 
 class Tombstone(msgspec.Struct, frozen=True):
@@ -294,6 +343,13 @@ class Document(msgspec.Struct, frozen=True):
     tasks: tuple[Task, ...] = ()
     tombstones: tuple[Tombstone, ...] = ()
     next_task: int = 1
+    auto_recover: bool | None = None
+    """Whether failures are recovered from without being asked; None: where a hot spare is there for it."""
+    scrub: Schedule = Schedule.OFF
+    rate_min: int = 0
+    """Bytes per second and member that a synchronisation is given whatever else goes on; 0: the kernel's own."""
+    rate_max: int = 0
+    """Bytes per second and member that a synchronisation never exceeds; 0: as fast as it can while nobody is disturbed."""
     format: int = FORMAT
 
     def drive(self, name: str) -> Drive:

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from blkrecov.dm import names, status
-from blkrecov.dm.status import LegHealth, RaidStatus
+from blkrecov.dm.status import LegHealth, LogHealth, MirrorHealth, MirrorStatus, RaidStatus
 from blkrecov.dm.superblock import Superblock
 from blkrecov.dm.table import Table
-from blkrecov.model import Document, Lun, MemberState
+from blkrecov.model import Document, Lun, Member, MemberState
+from blkrecov.units import Sectors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,32 @@ class Exported:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mirror:
+    """A part of a member that is being copied to another drive."""
+
+    role: str
+    """Of the leg that it is a part of: "rmeta" or "rimage"."""
+    length: Sectors
+    status: MirrorStatus
+
+    @property
+    def done(self) -> Sectors:
+        return Sectors(self.length * self.status.done // self.status.total)
+
+    @property
+    def source_failed(self) -> bool:
+        return self.status.legs[0] is not MirrorHealth.ALIVE
+
+    @property
+    def destination_failed(self) -> bool:
+        return self.status.legs[1] is not MirrorHealth.ALIVE
+
+    @property
+    def log_failed(self) -> bool:
+        return self.status.log.health is not LogHealth.ALIVE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
     devices: Mapping[str, Live] = field(default_factory=dict)
     """By device-mapper UUID; only this array's."""
@@ -70,6 +97,16 @@ class Observed:
         if live is None or live.suspended or not live.status or live.status[0].kind != "raid":
             return None
         return status.parse_raid(live.status[0].params)
+
+    def mirrors(self, member: Member) -> tuple[Mirror, ...]:
+        """What the kernel says of a member's copy to another drive; nothing while there is none."""
+        found = []
+        for role in ("rmeta", "rimage"):
+            live = self.devices.get(names.dm_uuid(member.uuid, role))
+            for line in live.status if live is not None else ():
+                if line.kind == "mirror":
+                    found.append(Mirror(role=role, length=line.length, status=status.parse_mirror(line.params)))
+        return tuple(found)
 
     def lost(self, document: Document, lun: Lun) -> frozenset[int]:
         """Members that hold nothing usable now: by the document, the kernel, their superblocks, or as their drive is away."""

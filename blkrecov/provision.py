@@ -1,24 +1,33 @@
-"""LUNs made, grown and deleted; drives' words changed. Pure: each function says what is wanted, or why not."""
+"""LUNs made, grown and deleted; drives' words and the array's settings changed. Pure: each function says what is wanted, or
+why not.
+"""
 
 from collections.abc import Iterator
+from typing import Final
 from uuid import UUID
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from blkrecov import geometry
+from blkrecov import flapping, geometry
 from blkrecov.dm.names import NameKind, check_name
 from blkrecov.errors import (
     AnotherCallInProgress,
     DeviceInUse,
+    InvalidArgument,
     InvalidOperation,
     NotSupported,
     ObjectExists,
     ObjectFailed,
 )
 from blkrecov.geometry import Request
-from blkrecov.model import Document, DriveStatus, Lun, MemberState
+from blkrecov.model import Document, Drive, DriveStatus, Lun, MemberState, Schedule
 from blkrecov.proposal import Proposal, zeroed
-from blkrecov.units import Bytes, format_size
+from blkrecov.units import KIB, Bytes, format_size
+
+# The kernel counts rates in KiB/s, in an int (drivers/md/md.h, sync_speed_min and sync_speed_max).
+MIN_RATE: Final = KIB
+MAX_RATE: Final = (2**31 - 1) * KIB
 
 
 def create(document: Document, request: Request, ids: Iterator[UUID]) -> Proposal:
@@ -88,7 +97,7 @@ def fail_drive(document: Document, name: str) -> Proposal:
         raise InvalidOperation(
             f"drive {drive.name!r} is {drive.status.value} already", remedy="see: blkrecov drive list"
         )
-    failed = msgspec.structs.replace(drive, status=DriveStatus.FAILED, reason="failed by blkrecov drive fail")
+    failed = msgspec.structs.replace(drive, status=DriveStatus.FAILED, reason=flapping.BY_REQUEST)
     document = document.with_drive(failed)
     for lun in document.luns:
         if lun.layout.fault_tolerant:
@@ -99,7 +108,17 @@ def fail_drive(document: Document, name: str) -> Proposal:
                             index, msgspec.structs.replace(member, state=MemberState.FAILED)
                         )
                     )
+    for lun in document.luns:
+        document = document.with_lun(_without_copies(lun, drive))
     return Proposal(document=document, why=f"drive {drive.name} has failed")
+
+
+def _without_copies(lun: Lun, drive: Drive) -> Lun:
+    """Members that were moving to a drive, or from it, stay where they are: no log tells what the copy misses from now on."""
+    for index, member in enumerate(lun.members):
+        if member.successor is not None and drive.uuid in (member.drive, member.successor.drive):
+            lun = lun.with_member(index, msgspec.structs.replace(member, successor=None))
+    return lun
 
 
 def remove_drive(document: Document, name: str) -> Proposal:
@@ -121,3 +140,43 @@ def set_hot_spare(document: Document, name: str, spare: bool) -> Proposal:
         document=document.with_drive(msgspec.structs.replace(drive, hot_spare=spare)),
         why=f"drive {drive.name} {word} a hot spare",
     )
+
+
+def trust(document: Document, name: str) -> Proposal:
+    """A drive that was set aside is one like all others again; what it did before is forgotten."""
+    drive = document.drive(name)
+    return Proposal(document=document.with_drive(flapping.cleared(drive)), why=f"drive {drive.name} is trusted again")
+
+
+def configure(
+    document: Document,
+    *,
+    auto_recover: bool | UnsetType | None = UNSET,
+    scrub: Schedule | UnsetType = UNSET,
+    rate_min: int | UnsetType = UNSET,
+    rate_max: int | UnsetType = UNSET,
+) -> Proposal:
+    """The array with other settings (see model.Document); what is not given stays as it is. Rates are bytes per second.
+
+    Raises: InvalidArgument for rates that the kernel does not have, and for a smallest above the largest; InvalidOperation
+            for an array that has no drive to be written on yet.
+    """
+    if not document.drives:
+        raise InvalidOperation(
+            f"array {document.name!r} has no drive that its settings could be written on",
+            remedy="add a drive first, with: blkrecov drive add PATH --size SIZE",
+        )
+    given = {"auto_recover": auto_recover, "scrub": scrub, "rate_min": rate_min, "rate_max": rate_max}
+    wanted = msgspec.structs.replace(document, **{name: value for name, value in given.items() if value is not UNSET})
+    for rate in (wanted.rate_min, wanted.rate_max):
+        if rate and not MIN_RATE <= rate <= MAX_RATE:
+            raise InvalidArgument(
+                f"{rate} bytes per second are no rate that the kernel can keep to",
+                remedy=f"give a rate from {format_size(MIN_RATE)} to {format_size(MAX_RATE)}, or 0 for the default",
+            )
+    if wanted.rate_max and wanted.rate_min > wanted.rate_max:
+        raise InvalidArgument(
+            f"the smallest rate would be {format_size(wanted.rate_min)}/s and the largest {format_size(wanted.rate_max)}/s",
+            remedy="choose a largest rate that is not below the smallest, or 0 for the default",
+        )
+    return Proposal(document=wanted, why=f"array {document.name} has new settings")

@@ -45,9 +45,9 @@ def propose(document: Document, lun: Lun, raid: RaidStatus | None, *, repair: bo
     return proposal, task
 
 
-def counted(lun: Lun, raid: RaidStatus) -> Lun:
-    """The LUN after a check; the kernel shows the count only right after one."""
-    return msgspec.structs.replace(lun, mismatches=int(raid.mismatch))
+def counted(lun: Lun, task: Task, raid: RaidStatus) -> Lun:
+    """The LUN after a check; the kernel shows the count only right after one, and begins anew after a pause."""
+    return msgspec.structs.replace(lun, mismatches=task.mismatches + int(raid.mismatch))
 
 
 def repaired(lun: Lun) -> Lun:

@@ -2,29 +2,63 @@
 
     LUN           blkrecov-<array>-<lun>             linear on the plex; error when the LUN has failed
     plex          ...-plex                           raid on the legs; for a linear LUN, linear on the ports
-    legs          ...-rmeta_N, ...-rimage_N          linear on a port; error while the member is failed
+    legs          ...-rmeta_N, ...-rimage_N          linear on a port; error while the member is failed; mirror while it moves
+    sides         ...-rimage_N_from, _to, _log_K     linear on a port; only below a leg that moves to another drive
     drive port    blkrecov-<array>-drive-<drive>     linear on the backing device; error while the drive is not online
 
 A LUN's node and a leg's device number stay the same while what is below changes. A leg that is replaced is a new device, with
 the new member's UUID: the kernel never sees another drive's contents under a leg that it knows (dm-raid would revive it on
 the word of a superblock that has no identity).
+
+A member that moves to another drive (model.Successor) is copied below its leg, by dm-mirror: the plex above waits for two swaps
+of the leg's table and sees nothing else. The leg of the data is a mirror of several parts, each with a log on the drive that the
+member moves to, so that a copy goes on after a crash. The log of the superblock's leg is kept in memory: that leg is a unit long,
+and is copied anew from the member's own place, which all writes go to, whenever the mirror is loaded. A linear LUN has legs for
+members that move, and only for those.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final
 from uuid import UUID
 
 from blkrecov.dm import names
-from blkrecov.dm.table import ErrorTable, Leg, LinearTable, RaidKind, RaidTable, Segment, Table
+from blkrecov.dm.table import (
+    CoreLog,
+    DiskLog,
+    ErrorTable,
+    Leg,
+    LinearTable,
+    MirrorLeg,
+    MirrorPart,
+    MirrorTable,
+    RaidKind,
+    RaidTable,
+    Segment,
+    Table,
+)
 from blkrecov.geometry import plex_length
-from blkrecov.model import Document, Drive, Extent, Layout, Lun, Member, MemberState
-from blkrecov.units import Sectors, sectors
+from blkrecov.model import UNIT, Document, Drive, Extent, Layout, Lun, Member, MemberState, Successor
+from blkrecov.units import MIB, SECTOR, Sectors, sectors
 
-# KiB/s per leg. md's own ceiling of 200 MB/s makes an idle machine wait six times as long as its kernel needs; md's floor
-# stays, so a resynchronisation still gives way to other I/O (drivers/md/md.c, is_mddev_idle()).
-RECOVERY_CEILING: Final = 16 * 2**20
+# KiB/s per leg: as little as md takes. A synchronisation then does its first 128 KiB (drivers/md/md.c, md_do_sync(): the speed
+# is looked at after so much) and next to nothing after that. The message "frozen" would stop it dead, but not on every kernel:
+# from Linux 6.9 on it is refused, and interrupts all the same. Other LUNs have no rates, and keep to md's limits (dm/speed.py).
+FROZEN_RATE: Final = 1
+
+# How a member is copied. A mirror target copies one region at a time, in pieces of 512 KiB of which eight are under way, so
+# regions of 4 MiB are as fast as any, and four targets side by side are faster still (drivers/md/dm-raid1.c, dm-kcopyd.c). A
+# write to the region that is being copied waits for it. Each region rewrites all of its log: that is kept short.
+PARTS: Final = 4
+PART: Final = Sectors(16 * MIB // SECTOR)
+COPY_REGION: Final = Sectors(4 * MIB // SECTOR)
+LEAST_COPY_REGION: Final = Sectors(MIB // SECTOR // 4)
+FEW_REGIONS: Final = 8
+MANY_REGIONS: Final = 2**17
+# Header and bits of one part's log, 2^17 bits and more; the parts' logs lie one behind the other.
+LOG_LENGTH: Final = Sectors(UNIT // PARTS)
+META_COPY_REGION: Final = Sectors(MIB // SECTOR // 8)
 
 _KINDS: Final = {
     Layout.RAID0: RaidKind.RAID0,
@@ -40,9 +74,10 @@ class Layer(IntEnum):
     """Devices of a lower layer are made first and removed last."""
 
     PORT = 0
-    LEG = 1
-    PLEX = 2
-    LUN = 3
+    SIDE = 1
+    LEG = 2
+    PLEX = 3
+    LUN = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +100,11 @@ def node(name: str) -> str:
     return f"/dev/mapper/{name}"
 
 
+def own_node(device: Device) -> str:
+    """Where a device is found that has the name it should have."""
+    return node(device.name)
+
+
 def port(document: Document, drive: Drive, backing: str | None) -> Device:
     """The drive port. `backing` is the device that holds the drive's sectors, None while there is none."""
     length = sectors(drive.size)
@@ -76,32 +116,108 @@ def port(document: Document, drive: Drive, backing: str | None) -> Device:
     return Device(name=name, uuid=names.dm_uuid(drive.uuid, "drive"), layer=Layer.PORT, owner=drive.uuid, table=table)
 
 
-def legs(document: Document, lun: Lun) -> tuple[Device, ...]:
-    """Superblock and data device of every member; nothing for a linear LUN."""
-    if lun.layout is Layout.LINEAR:
-        return ()
-    devices = []
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stretch of a member that one mirror target copies, region by region."""
+
+    start: Sectors
+    length: Sectors
+    region: Sectors
+
+
+def parts(length: int) -> tuple[Part, ...]:
+    """How a member of so many sectors is copied. This is part of the on-drive format: a log tells of regions by their number."""
+    count = min(max(length // PART, 1), PARTS)
+    each = length // count // UNIT * UNIT
+    last = length - each * (count - 1)
+    region = COPY_REGION
+    while each < region * FEW_REGIONS and region > LEAST_COPY_REGION:
+        region = Sectors(region // 2)
+    while last > region * MANY_REGIONS:
+        region = Sectors(region * 2)
+    starts = [Sectors(number * each) for number in range(count)]
+    return tuple(Part(start, Sectors(last if start == starts[-1] else each), region) for start in starts)
+
+
+def moving(document: Document, member: Member) -> Successor | None:
+    """Where a member is being copied to. Not while either drive is away, nor once the member itself has missed writes."""
+    successor = member.successor
+    if successor is None or member.state is not MemberState.IN_SYNC:
+        return None
+    online = document.drive_of(member.drive).online and document.drive_of(successor.drive).online
+    return successor if online else None
+
+
+def legs(document: Document, lun: Lun, place: Callable[[Device], str] = own_node) -> tuple[Device, ...]:
+    """Superblock and data device of every member, each behind what is below it; for a linear LUN, those of members that move.
+
+    `place` gives the node under which a device is to be found.
+    """
+    devices: list[Device] = []
     for index, member in enumerate(lun.members):
-        if member.meta:
-            devices.append(_leg(document, lun, index, "rmeta", member.meta))
-        devices.append(_leg(document, lun, index, "rimage", member.data))
+        successor = moving(document, member)
+        roles = ("rmeta", "rimage") if member.meta else ("rimage",)
+        if successor is not None:
+            for role in roles:
+                devices += _copied_leg(document, lun, index, role, successor, place)
+        elif lun.layout is not Layout.LINEAR:
+            devices += [leg(document, lun, index, role) for role in roles]
     return tuple(devices)
 
 
-def _leg(document: Document, lun: Lun, index: int, role: str, extents: tuple[Extent, ...]) -> Device:
+def _copied_leg(
+    document: Document, lun: Lun, index: int, role: str, successor: Successor, place: Callable[[Device], str]
+) -> list[Device]:
+    """A leg that is a mirror from a member's place to its successor's, behind the devices of both, and of its logs."""
     member = lun.members[index]
+    extents, new = {"rmeta": (member.meta, successor.meta), "rimage": (member.data, successor.data)}[role]
+    length = sum(extent.length for extent in extents)
+    source = _side(document, lun, index, f"{role}_from", successor.uuid, member.drive, extents)
+    target = _side(document, lun, index, f"{role}_to", successor.uuid, successor.drive, new)
+    sides = [source, target]
+    mirrors = []
+    for number, part in enumerate(
+        (Part(Sectors(0), Sectors(length), META_COPY_REGION),) if role == "rmeta" else parts(length)
+    ):
+        log: CoreLog | DiskLog = CoreLog(region=part.region)
+        if role == "rimage":
+            where = (Extent(successor.log[0].start + number * LOG_LENGTH, LOG_LENGTH),)
+            sides.append(_side(document, lun, index, f"{role}_log_{number}", successor.uuid, successor.drive, where))
+            log = DiskLog(device=place(sides[-1]), region=part.region)
+        ends = tuple(MirrorLeg(device=place(side), offset=part.start) for side in (source, target))
+        mirrors.append(MirrorPart(length=part.length, log=log, legs=ends))
+    table = MirrorTable(parts=tuple(mirrors)).render()
+    return [*sides, replace(leg(document, lun, index, role), table=table)]
+
+
+def _side(
+    document: Document, lun: Lun, index: int, role: str, uuid: UUID, drive: UUID, extents: tuple[Extent, ...]
+) -> Device:
+    return Device(
+        name=names.side_name(document.name, lun.name, index, role),
+        uuid=names.dm_uuid(uuid, role),
+        layer=Layer.SIDE,
+        owner=lun.uuid,
+        table=LinearTable(segments=_segments(document, drive, extents)).render(),
+    )
+
+
+def leg(document: Document, lun: Lun, index: int, role: str) -> Device:
+    """A leg on a member's own place. The role is "rmeta" or "rimage"."""
+    member = lun.members[index]
+    extents = {"rmeta": member.meta, "rimage": member.data}[role]
     drive = document.drive_of(member.drive)
     # On a drive that is away the port's error table says it all, and the leg has nothing to change when the drive is back.
     if member.state is MemberState.FAILED and drive.online:
         table = ErrorTable(length=Sectors(sum(extent.length for extent in extents))).render()
     else:
-        table = LinearTable(segments=_segments(document, member, extents)).render()
+        table = LinearTable(segments=_segments(document, member.drive, extents)).render()
     name = {"rmeta": names.meta_name, "rimage": names.data_name}[role](document.name, lun.name, index)
     return Device(name=name, uuid=names.dm_uuid(member.uuid, role), layer=Layer.LEG, owner=lun.uuid, table=table)
 
 
-def _segments(document: Document, member: Member, extents: tuple[Extent, ...]) -> tuple[Segment, ...]:
-    device = node(names.drive_name(document.name, document.drive_of(member.drive).name))
+def _segments(document: Document, drive: UUID, extents: tuple[Extent, ...]) -> tuple[Segment, ...]:
+    device = node(names.drive_name(document.name, document.drive_of(drive).name))
     return tuple(
         Segment(device=device, offset=Sectors(extent.start), length=Sectors(extent.length)) for extent in extents
     )
@@ -114,9 +230,16 @@ def plex(document: Document, lun: Lun, leg_nodes: Mapping[str, str], rebuild: tu
     start the rebuild again at every later load.
     """
     name, uuid = names.plex_name(document.name, lun.name), names.dm_uuid(lun.uuid, "plex")
+    frozen = lun.frozen and lun.layout.fault_tolerant
     if lun.layout is Layout.LINEAR:
-        segments = tuple(segment for member in lun.members for segment in _segments(document, member, member.data))
-        table = LinearTable(segments=segments).render()
+        segments: list[Segment] = []
+        for member in lun.members:
+            if moving(document, member) is not None:
+                below = leg_nodes[names.dm_uuid(member.uuid, "rimage")]
+                segments.append(Segment(device=below, offset=Sectors(0), length=member.length))
+            else:
+                segments += _segments(document, member.drive, member.data)
+        table = LinearTable(segments=tuple(segments)).render()
     else:
         table = RaidTable(
             kind=_KINDS[lun.layout],
@@ -124,7 +247,8 @@ def plex(document: Document, lun: Lun, leg_nodes: Mapping[str, str], rebuild: tu
             chunk=Sectors(lun.chunk),
             region=Sectors(lun.region) if lun.region else None,
             rebuild=rebuild,
-            max_recovery_rate=RECOVERY_CEILING if lun.layout.fault_tolerant else None,
+            min_recovery_rate=FROZEN_RATE if frozen else None,
+            max_recovery_rate=FROZEN_RATE if frozen else None,
             legs=tuple(
                 Leg(
                     meta=leg_nodes[names.dm_uuid(member.uuid, "rmeta")] if member.meta else None,

@@ -123,6 +123,16 @@ class ZeroExtent:
 
 
 @dataclass(frozen=True, slots=True)
+class Flush:
+    """Wait until a drive has on its medium what it has acknowledged."""
+
+    port: str
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"flush {self.port}",)
+
+
+@dataclass(frozen=True, slots=True)
 class ForceResync:
     """After an unclean stop: set array_resync_offset to 0 in a member's superblock, with no table loaded on it.
 
@@ -211,6 +221,7 @@ Step: TypeAlias = (
     | RemoveDevice
     | RenameDevice
     | ZeroExtent
+    | Flush
     | ForceResync
     | Export
     | Unexport

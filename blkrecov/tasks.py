@@ -13,9 +13,12 @@ from typing import Final
 
 import msgspec
 
-from blkrecov.errors import BlkrecovError, Cancelled, CancelTooLate, Code
-from blkrecov.model import Phase, Task, TaskState
+from blkrecov.errors import BlkrecovError, Cancelled, CancelTooLate, Code, InvalidArgument, InvalidOperation
+from blkrecov.model import Document, Phase, Task, TaskKind, TaskState
+from blkrecov.units import Bytes, format_size
 
+# What a phase counts in the percentage beside the others: a check with a bound is short.
+_WEIGHTS: Final[Mapping[Phase, float]] = {Phase.VERIFY: 0.1}
 # What a running task may show at most: kernel ratios reach their end before the last superblock and the last table change.
 ALMOST: Final = 99
 
@@ -72,7 +75,16 @@ def failed(task: Task, error: BlkrecovError) -> Task:
 
 
 def cancelled(task: Task) -> Task:
-    """Raises CancelTooLate for a task that has ended; IVdsAsync::Cancel says so without touching it."""
+    """Raises Cancelled for a task that is that already, CancelTooLate for one that has ended otherwise, or has done what
+    matters: IVdsAsync::Cancel says so without touching it.
+    """
+    if task.state is TaskState.CANCELLED:
+        raise Cancelled(f"task {task.id} is cancelled already")
+    if task.kind is not TaskKind.SCRUB and phase(task) is Phase.VERIFY:
+        raise CancelTooLate(
+            f"task {task.id} has restored the redundancy already, and only verifies it",
+            remedy=f"wait for it with: blkrecov task wait {task.id}",
+        )
     if task.state.ended:
         raise CancelTooLate(f"task {task.id} is {task.state.value} already")
     error = Cancelled("the task was cancelled")
@@ -84,6 +96,26 @@ def cancelled(task: Task) -> Task:
         message=error.message,
         remedy=error.remedy,
     )
+
+
+def paused(task: Task) -> Task:
+    """Raises InvalidOperation for a task that is not under way, or is paused already."""
+    if task.state is not TaskState.IN_PROGRESS or task.paused:
+        word = "paused" if task.paused else task.state.value.replace("_", " ")
+        raise InvalidOperation(f"task {task.id} is {word}: it cannot be paused", remedy="see: blkrecov task list")
+    if phase(task) is Phase.COPY:
+        raise InvalidOperation(
+            f"task {task.id} copies below a LUN that is in use, which cannot be held up",
+            remedy=f"let it end, or cancel it with: blkrecov task cancel {task.id}",
+        )
+    return msgspec.structs.replace(task, paused=True)
+
+
+def resumed(task: Task) -> Task:
+    """Raises InvalidOperation for a task that is not paused."""
+    if task.state.ended or not task.paused:
+        raise InvalidOperation(f"task {task.id} is not paused", remedy="see: blkrecov task list")
+    return msgspec.structs.replace(task, paused=False)
 
 
 def phase(task: Task) -> Phase | None:
@@ -100,8 +132,41 @@ def progressed(task: Task, fraction: float) -> Task:
     """The task with the present phase this far (0 to 1)."""
     if task.state is not TaskState.IN_PROGRESS or not task.phases:
         return task
-    whole = (task.done + min(max(fraction, 0.0), 1.0)) / len(task.phases)
+    weights = [_WEIGHTS.get(item, 1.0) for item in task.phases]
+    present = weights[task.done] * min(max(fraction, 0.0), 1.0) if task.done < len(weights) else 0.0
+    whole = (sum(weights[: task.done]) + present) / sum(weights)
     return msgspec.structs.replace(task, percent=max(task.percent, min(int(whole * 100), ALMOST)))
+
+
+def quarter(task: Task) -> int:
+    """The last of 0, 25, 50, 75 percent that it has passed: the marks that are told, and kept over a restart."""
+    return min(task.percent, ALMOST) // 25 * 25
+
+
+def rated(task: Task, minimum: int | None, maximum: int | None) -> Task:
+    """The task with other rates, in bytes per second and member; None leaves one as it is, 0 makes it the array's.
+
+    Raises: InvalidOperation for a task that has ended, InvalidArgument for a minimum above the maximum.
+    """
+    if task.state.ended:
+        raise InvalidOperation(f"task {task.id} is {task.state.value} already", remedy="see: blkrecov task list")
+    minimum = task.rate_min if minimum is None else minimum
+    maximum = task.rate_max if maximum is None else maximum
+    if maximum and minimum > maximum:
+        raise InvalidArgument(
+            f"the lowest rate ({format_size(Bytes(minimum))}/s) is above the highest ({format_size(Bytes(maximum))}/s)"
+        )
+    return msgspec.structs.replace(task, rate_min=minimum, rate_max=maximum)
+
+
+def rates(document: Document) -> tuple[int, int]:
+    """What is asked of the kernel as a whole, (lowest, highest), 0 for no wish. md has one pair of limits for all arrays without
+    rates of their own: so the highest of the lowest rates counts, and the lowest of the highest.
+    """
+    running = [task for task in document.tasks if task.state is TaskState.IN_PROGRESS and not task.paused]
+    lowest = max([task.rate_min or document.rate_min for task in running], default=document.rate_min)
+    highest = [rate for task in running if (rate := task.rate_max or document.rate_max)] or [document.rate_max]
+    return (min(lowest, min(highest)) if min(highest) else lowest), min(highest)
 
 
 def vds_status(task: Task) -> tuple[Code, int]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from blkrecov import geometry
 from blkrecov.dm.status import LegHealth, RaidStatus, SyncAction
 from blkrecov.errors import Code
+from blkrecov.geometry import Region
 from blkrecov.model import Document, Drive, DriveStatus, Health, Layout, Lun, LunStatus, Member, MemberState, Task
 from blkrecov.observed import Observed
 from blkrecov.page83.identity import naa_of_serial, serial_of
@@ -24,14 +25,26 @@ def state_of(document: Document, observed: Observed, lun: Lun) -> tuple[LunStatu
         return LunStatus.FAILED, Health.FAILED
     if not observed.loaded(lun):
         return LunStatus.OFFLINE, Health.UNKNOWN
+    weak = _on_failing_drives(document, lun) - lost
     if lost:
-        return LunStatus.ONLINE, Health.FAILED_REDUNDANCY
+        unusable = lost | lun.rebuilding
+        last = any(not lun.layout.survives(len(lun.members), unusable | {index}) for index in weak)
+        return LunStatus.ONLINE, Health.FAILED_REDUNDANCY_FAILING if last else Health.FAILED_REDUNDANCY
     raid = observed.raid(lun)
     if lun.rebuilding or _syncing(raid):
         return LunStatus.ONLINE, Health.REBUILDING
-    if lun.suspect or lun.mismatches:
+    if lun.suspect or lun.mismatches or (weak and lun.layout.fault_tolerant):
         return LunStatus.ONLINE, Health.FAILING_REDUNDANCY
-    return LunStatus.ONLINE, Health.HEALTHY
+    return LunStatus.ONLINE, Health.FAILING if weak else Health.HEALTHY
+
+
+def _on_failing_drives(document: Document, lun: Lun) -> frozenset[int]:
+    """The members in sync that are on drives which are set aside: they work, and may be gone soon."""
+    return frozenset(
+        index
+        for index, member in enumerate(lun.members)
+        if member.state is MemberState.IN_SYNC and document.drive_of(member.drive).failing
+    )
 
 
 def _syncing(raid: RaidStatus | None) -> bool:
@@ -118,10 +131,24 @@ def drive_view(document: Document, drive: Drive) -> Json:
         "size": drive.size,
         "free": in_bytes(geometry.free_length(document, drive)) if drive.online else 0,
         "status": drive.status.value,
+        "health": drive_health(drive),
         "reason": drive.reason or None,
+        "failing": drive.failing or None,
+        "failures": len(drive.failures),
         "hot_spare": drive.hot_spare,
         "regions": regions(document, drive),
     }
+
+
+def drive_health(drive: Drive) -> str:
+    """VDS_HEALTH, of the values that a drive may have. Pending failure is that of a drive which works and is set aside."""
+    match drive.status:
+        case DriveStatus.FAILED:
+            return "failed"
+        case DriveStatus.REMOVED | DriveStatus.UNKNOWN:
+            return "unknown"
+        case _:
+            return "pending_failure" if drive.failing else "healthy"
 
 
 def regions(document: Document, drive: Drive) -> list[Json]:
@@ -138,7 +165,7 @@ def regions(document: Document, drive: Drive) -> list[Json]:
             used.extent.length,
             used.role.value,
             used.lun.name,
-            _region_status(drive, used.lun, used.member),
+            _region_status(drive, used),
         )
         for used in geometry.used(document, drive)
     ]
@@ -156,12 +183,12 @@ def regions(document: Document, drive: Drive) -> list[Json]:
     ]
 
 
-def _region_status(drive: Drive, lun: Lun, index: int) -> str:
+def _region_status(drive: Drive, region: Region) -> str:
     """MS-DMRP's REGIONSTATUS, in lower case without prefix."""
-    member: Member = lun.members[index]
+    member: Member = region.lun.members[region.member]
     if not drive.online or member.state is MemberState.FAILED:
         return "failed"
-    return "regenerating" if member.state is MemberState.REBUILDING else "ok"
+    return "regenerating" if region.arriving or member.state is MemberState.REBUILDING else "ok"
 
 
 def task_view(task: Task) -> Json:
@@ -171,6 +198,7 @@ def task_view(task: Task) -> Json:
         "kind": task.kind.value,
         "objects": list(task.objects),
         "state": task.state.value,
+        "paused": task.paused,
         "percent": task.percent,
         "hresult": code.hresult_text,
         "code": code.name,

@@ -1,14 +1,19 @@
 """blkrecov array"""
 
 import click
+from msgspec import UNSET
 
-from blkrecov import engine
+from blkrecov import engine, provision
+from blkrecov.array import Array
 from blkrecov.catalog import Discovered
 from blkrecov.cli import drive, lun
-from blkrecov.cli.common import common, opened, options, say, show_json, table
-from blkrecov.engine import Array
+from blkrecov.cli.common import common, opened, options, rates, say, show_json, show_plan, table
+from blkrecov.model import Schedule
 from blkrecov.settings import Settings
+from blkrecov.units import format_size
 from blkrecov.views import Json
+
+_AUTO_RECOVER = {"on": True, "off": False, "default": None}
 
 
 @click.group("array")
@@ -74,6 +79,7 @@ def show() -> None:
         show_json(view)
         return
     say(f"array {view['name']}  {view['uuid']}  configuration {view['sequence']}")
+    say(f"  {_settings(view)}")
     drive.show_table(view["drives"])
     lun.show_table(view["luns"])
 
@@ -84,9 +90,55 @@ def array_view(array: Array) -> Json:
         "name": document.name,
         "uuid": str(document.array),
         "sequence": document.sequence,
+        "auto_recover": document.auto_recover,
+        "scrub": document.scrub.value,
+        "rate_min": document.rate_min,
+        "rate_max": document.rate_max,
         "drives": [drive.view(array, item) for item in document.drives],
         "luns": [array.lun_json(item) for item in document.luns],
     }
+
+
+def _settings(view: Json) -> str:
+    auto = {None: "where there is a hot spare", True: "on", False: "off"}[view["auto_recover"]]
+    rates = [
+        f"at {word} {format_size(view[key])}/s"
+        for word, key in (("least", "rate_min"), ("most", "rate_max"))
+        if view[key]
+    ]
+    return f"recovers by itself: {auto}; scrubs by itself: {view['scrub']}; rate: {', '.join(rates) or 'default'}"
+
+
+@group.command("set")
+@click.option(
+    "--auto-recover",
+    type=click.Choice(list(_AUTO_RECOVER)),
+    help="Whether lost members are recovered without being asked for; by default where there is a hot spare.",
+)
+@click.option("--scrub", type=click.Choice([item.value for item in Schedule]), help="How often LUNs are scrubbed.")
+@rates
+@click.option("--plan", is_flag=True, help="Show the steps and take none.")
+@common
+def set_(auto_recover: str | None, scrub: str | None, rate_min: int | None, rate_max: int | None, plan: bool) -> None:
+    """Change how an array looks after itself. What is not given stays as it is."""
+    if (auto_recover, scrub, rate_min, rate_max) == (None, None, None, None):
+        raise click.UsageError("nothing to set: give at least one option")
+    with opened() as array:
+        proposal = provision.configure(
+            array.document,
+            auto_recover=UNSET if auto_recover is None else _AUTO_RECOVER[auto_recover],
+            scrub=UNSET if scrub is None else Schedule(scrub),
+            rate_min=UNSET if rate_min is None else rate_min,
+            rate_max=UNSET if rate_max is None else rate_max,
+        )
+        if plan:
+            show_plan(array.plan(proposal))
+            return
+        array.carry_out(proposal)
+        view = array_view(array)
+    if options().json:
+        show_json(view)
+    say(f"array {view['name']}  {_settings(view)}")
 
 
 @group.command("stop")

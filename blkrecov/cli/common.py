@@ -15,10 +15,11 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 import click
 
-from blkrecov.engine import Array
+from blkrecov.array import Array
 from blkrecov.errors import BlkrecovError, Code
 from blkrecov.settings import Settings
 from blkrecov.steps import Step
+from blkrecov.units import parse_size
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,6 +52,24 @@ def common(command: Callable[P, R]) -> Callable[..., R]:
         return command(*args, **kwargs)
 
     return wrapped
+
+
+class Rate(click.ParamType[int]):
+    """Bytes per second, in the words of sizes; 0 is none."""
+
+    name = "rate"
+
+    def convert(self, value: object, _param: click.Parameter | None, _context: click.Context | None) -> int:
+        text = str(value).strip()
+        return 0 if text == "0" else parse_size(text)
+
+
+def rates(command: Callable[P, R]) -> Callable[P, R]:
+    """Give a command --rate-min and --rate-max."""
+    least = "What it is given per second and drive whatever else goes on (50M; 0: the default)."
+    most = "What it never exceeds per second and drive (200M; 0: the default)."
+    command = click.option("--rate-max", type=Rate(), metavar="SIZE", help=most)(command)
+    return click.option("--rate-min", type=Rate(), metavar="SIZE", help=least)(command)
 
 
 def options() -> Options:

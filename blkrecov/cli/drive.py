@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import click
 
-from blkrecov import views
-from blkrecov.cli.common import common, opened, options, say, show_json, show_plan, table
-from blkrecov.engine import Array
-from blkrecov.model import Drive
+from blkrecov import provision, views
+from blkrecov.array import Array
+from blkrecov.cli.common import common, opened, options, rates, say, show_json, show_plan, table
+from blkrecov.cli.task import follow, tell_all
+from blkrecov.model import Drive, Task
 from blkrecov.units import format_size, parse_size
 from blkrecov.views import Json
 
@@ -63,6 +64,10 @@ def show(name: str) -> None:
         show_json(drive)
         return
     show_table([drive])
+    if drive["failing"]:
+        say(f"  set aside; trust it again with: blkrecov drive trust {drive['name']}")
+    elif drive["failures"]:
+        say(f"  failures lately: {drive['failures']}")
     say(f"  {_map(drive)}")
     say("  ▒ label and configuration   m superblock and bitmap   █ data   · free")
     table(
@@ -88,6 +93,36 @@ def fail(name: str, plan: bool) -> None:
         if options().json:
             show_json(view(array, drive))
         say(f"drive {drive.name} has failed")
+
+
+@group.command("replace")
+@click.argument("old", metavar="OLD")
+@click.argument("new", metavar="[NEW]", required=False)
+@rates
+@click.option("--no-wait", is_flag=True, help="Print the tasks and return; the kernel goes on.")
+@click.option("--plan", is_flag=True, help="Show the steps and take none.")
+@common
+def replace(old: str, new: str | None, rate_min: int | None, rate_max: int | None, no_wait: bool, plan: bool) -> None:
+    """Move all that is on a drive to another, while it is in use and with no loss of redundancy.
+
+    The kernel copies each LUN's part underneath the LUN, one LUN after the other, then swaps. Without NEW each goes where a
+    substitute would go: to a hot spare, else to free space. OLD stays in the array, empty.
+    """
+    with opened() as array:
+        begun: list[Task] = []
+        for name in array.luns_on(old):
+            proposal, task = array.propose_replace(name, old, new, rate_min=rate_min, rate_max=rate_max)
+            if plan:
+                show_plan(array.plan(proposal))
+                continue
+            say(proposal.why)
+            begun.append(array.start(proposal, task))
+        if plan:
+            return
+        if not begun:
+            say(f"nothing lies on drive {old}")
+        ended = begun if no_wait else [follow(array, task.id) for task in begun]
+    tell_all(ended)
 
 
 @group.command("remove")
@@ -116,6 +151,27 @@ def spare(name: str, off: bool) -> None:
         say(f"drive {drive.name} is {'an ordinary drive' if off else 'a hot spare'}")
 
 
+@group.command("trust")
+@click.argument("name")
+@click.option("--plan", is_flag=True, help="Show the steps and take none.")
+@common
+def trust(name: str, plan: bool) -> None:
+    """Give a drive that was set aside another chance.
+
+    A drive that fails three times within a day is given nothing more until then.
+    """
+    with opened() as array:
+        proposal = provision.trust(array.document, name)
+        if plan:
+            show_plan(array.plan(proposal))
+            return
+        array.carry_out(proposal)
+        drive = array.document.drive(name)
+        if options().json:
+            show_json(view(array, drive))
+        say(proposal.why)
+
+
 def view(array: Array, drive: Drive) -> Json:
     return views.drive_view(array.document, drive)
 
@@ -133,11 +189,17 @@ def show_table(drives: Sequence[Json]) -> None:
         [
             (
                 drive["name"],
-                drive["status"] + (", hot spare" if drive["hot_spare"] else ""),
+                ", ".join(
+                    [
+                        drive["status"],
+                        *(["hot spare"] if drive["hot_spare"] else []),
+                        *(["set aside"] if drive["failing"] else []),
+                    ]
+                ),
                 format_size(drive["size"]),
                 format_size(drive["free"]),
                 " ".join(dict.fromkeys(row["lun"] for row in drive["regions"] if row["lun"])),
-                drive["path"] + (f"\n{drive['reason']}" if drive["reason"] else ""),
+                "\n".join(line for line in (drive["path"], drive["reason"], drive["failing"]) if line),
             )
             for drive in drives
         ],

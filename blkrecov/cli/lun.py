@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import click
 
+from blkrecov.array import Array
 from blkrecov.cli.common import common, opened, options, say, show_json, show_plan, table
-from blkrecov.engine import Array
 from blkrecov.errors import InvalidArgument, ObjectNotFound
 from blkrecov.geometry import Request
 from blkrecov.model import Layout, Lun

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from blkrecov.cli import array, drive, lun, operations, page83, task
+from blkrecov.cli import array, drive, events, lun, operations, page83, task
 from blkrecov.cli.common import Options, common, tell_error, tell_usage
 from blkrecov.errors import BlkrecovError, Code
 
@@ -38,6 +38,7 @@ cli.add_command(drive.group)
 cli.add_command(lun.group)
 cli.add_command(task.group)
 cli.add_command(page83.group)
+cli.add_command(events.events)
 for command in operations.COMMANDS:
     cli.add_command(command)
 

@@ -1,31 +1,36 @@
 """The operations: recover, scrub, status."""
 
+import logging
+import signal
+
 import click
 
 from blkrecov.cli import drive, lun
 from blkrecov.cli.array import array_view
-from blkrecov.cli.common import common, opened, options, say, show_json, show_plan
-from blkrecov.cli.task import follow, tell
-from blkrecov.engine import Array
-from blkrecov.model import Task
-from blkrecov.proposal import Proposal
+from blkrecov.cli.common import common, opened, options, rates, say, show_json
+from blkrecov.cli.task import run
+from blkrecov.model import DriveStatus
 
 
 @click.command("recover")
 @click.argument("name", metavar="LUN")
 @click.option("--spare", metavar="DRIVE", help="The drive to substitute for the lost one.")
+@rates
 @click.option("--no-wait", is_flag=True, help="Print the task and return; the kernel goes on.")
 @click.option("--plan", is_flag=True, help="Show the steps and take none.")
 @common
-def recover(name: str, spare: str | None, no_wait: bool, plan: bool) -> None:
+def recover(
+    name: str, spare: str | None, rate_min: int | None, rate_max: int | None, no_wait: bool, plan: bool
+) -> None:
     """Bring a degraded LUN back to full redundancy.
 
     A lost member is substituted: by the drive you name, else by a hot spare, else by free space on a drive that the LUN does
-    not use. Members that are out of sync, and parity that is wrong, are put right in place.
+    not use. Members that are out of sync, and parity that is wrong, are put right in place. A member on a drive that is
+    failing but can be read still is copied to another drive underneath. At the end it is verified.
     """
     with opened() as array:
-        proposal, task = array.propose_recover(name, spare)
-        _run(array, proposal, task, plan=plan, no_wait=no_wait)
+        proposal, task = array.propose_recover(name, spare, rate_min=rate_min, rate_max=rate_max)
+        run(array, proposal, task, plan=plan, no_wait=no_wait)
 
 
 @click.command("scrub")
@@ -38,19 +43,53 @@ def scrub(name: str, repair: bool, no_wait: bool, plan: bool) -> None:
     """Read all members of a LUN and count the places where they disagree."""
     with opened() as array:
         proposal, task = array.propose_scrub(name, repair=repair)
-        _run(array, proposal, task, plan=plan, no_wait=no_wait)
+        run(array, proposal, task, plan=plan, no_wait=no_wait)
 
 
-def _run(array: Array, proposal: Proposal, task: Task, *, plan: bool, no_wait: bool) -> None:
-    if plan:
-        show_plan(array.plan(proposal))
+@click.command("monitor")
+@common
+def monitor() -> None:
+    """Look after an array until interrupted: recover what fails, as far as the array is set to, and scrub when it is due.
+
+    It sleeps until the kernel tells of a failure. What it does is told here, and kept: blkrecov events.
+    """
+    from blkrecov.monitor import Monitor
+
+    logging.getLogger("blkrecov.events").setLevel(logging.INFO)
+    with opened() as array:
+        watching = Monitor(array)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: watching.end())
+        say(f"looking after array {array.document.name}")
+        watching.run()
+
+
+@click.command("reenumerate")
+@common
+def reenumerate() -> None:
+    """Look for the array's drives anew, wherever they may be."""
+    with opened() as array:
+        came, went = array.reenumerate()
+        missing = [drive.name for drive in array.document.drives if drive.status is DriveStatus.REMOVED]
+    if options().json:
+        show_json({"arrived": came, "departed": went, "missing": missing})
+    say(f"array {array.document.name}: {len(array.document.drives) - len(missing)} drives are there")
+    if missing:
+        say(f"  missing: {', '.join(missing)}")
+
+
+@click.command("refresh")
+@common
+def refresh() -> None:
+    """Read the properties of all that is known anew, and bring up what is down."""
+    with opened() as array:
+        array.refresh()
+        view = array_view(array)
+    if options().json:
+        show_json(view)
         return
-    say(proposal.why)
-    started = array.start(proposal, task)
-    if no_wait:
-        tell(started)
-        return
-    tell(follow(array, started.id))
+    drive.show_table(view["drives"])
+    lun.show_table(view["luns"])
 
 
 @click.command("status")
@@ -79,4 +118,4 @@ def status(context: click.Context) -> None:
     context.exit(0 if well else 1)
 
 
-COMMANDS = (recover, scrub, status)
+COMMANDS = (recover, scrub, status, monitor, reenumerate, refresh)

@@ -3,16 +3,17 @@
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import click
 
 from blkrecov import views
-from blkrecov.cli.common import common, console, opened, options, say, show_json, table
-from blkrecov.engine import Array, Progress
+from blkrecov.array import Array, Progress
+from blkrecov.cli.common import common, console, opened, options, rates, say, show_json, show_plan, table
 from blkrecov.errors import BlkrecovError, Code
 from blkrecov.model import Task, TaskState
+from blkrecov.proposal import Proposal
 from blkrecov.units import format_size
 
 WINDOW_S = 3.0
@@ -55,7 +56,7 @@ def list_() -> None:
                 str(item["id"]),
                 item["kind"],
                 " ".join(item["objects"]),
-                item["state"],
+                "paused" if item["paused"] else item["state"],
                 f"{item['percent']} %",
                 item["message"] or item["code"],
             )
@@ -96,21 +97,72 @@ def cancel(number: int) -> None:
     say(f"task {task.id} is cancelled")
 
 
+@group.command("pause")
+@click.argument("number", metavar="ID", type=int)
+@common
+def pause(number: int) -> None:
+    """Hold a task up until it is resumed, over restarts too."""
+    with opened() as array:
+        tell(array.pause(number))
+
+
+@group.command("resume")
+@click.argument("number", metavar="ID", type=int)
+@common
+def resume(number: int) -> None:
+    """Let a paused task go on."""
+    with opened() as array:
+        tell(array.resume(number))
+
+
+@group.command("rate")
+@click.argument("number", metavar="ID", type=int)
+@rates
+@common
+def rate(number: int, rate_min: int | None, rate_max: int | None) -> None:
+    """Change how fast a task may go, while it runs."""
+    if (rate_min, rate_max) == (None, None):
+        raise click.UsageError("nothing to set: give --rate-min or --rate-max")
+    with opened() as array:
+        tell(array.set_rates(number, rate_min, rate_max))
+
+
+def run(array: Array, proposal: Proposal, task: Task, *, plan: bool, no_wait: bool) -> None:
+    """Start a task and wait for it, as the command's options say."""
+    if plan:
+        show_plan(array.plan(proposal))
+        return
+    say(proposal.why)
+    started = array.start(proposal, task)
+    tell(started if no_wait else follow(array, started.id))
+
+
 def tell(task: Task) -> None:
     """Print a task. Raises TaskEnded for one that failed or was cancelled, so that the exit status says so."""
-    view = views.task_view(task)
     if options().json:
-        show_json(view)
-    else:
-        moved = view["bytes"]
+        show_json(views.task_view(task))
+    _tell([task])
+
+
+def tell_all(tasks: Sequence[Task]) -> None:
+    """Print the tasks of one command. Raises TaskEnded for the first that ended badly."""
+    if options().json:
+        show_json([views.task_view(task) for task in tasks])
+    _tell(tasks)
+
+
+def _tell(tasks: Sequence[Task]) -> None:
+    for task in tasks:
+        moved = views.task_view(task)["bytes"]
         say(
             f"task {task.id}: {task.kind.value} of {' '.join(task.objects)}: {task.state.value.replace('_', ' ')}, "
-            f"{task.percent} %{', ' + task.message if task.message else ''}"
+            f"{task.percent} %{', paused' if task.paused else ''}{', ' + task.message if task.message else ''}"
         )
         if task.state.ended:
             say(f"  the kernel moved {format_size(moved['kernel'])}, this program {format_size(moved['process'])}")
-    if task.state in (TaskState.FAILED, TaskState.CANCELLED):
-        raise TaskEnded(task)
+    for task in tasks:
+        if task.state in (TaskState.FAILED, TaskState.CANCELLED):
+            raise TaskEnded(task)
 
 
 def follow(array: Array, number: int, timeout_s: float | None = None) -> Task:

@@ -45,7 +45,7 @@ from blkrecov.dm.abi import (
 )
 from blkrecov.dm.kmsg import LogMark
 from blkrecov.dm.table import Table
-from blkrecov.errors import AccessDenied, BlkrecovError, NotSupported, ProviderFailure
+from blkrecov.errors import AccessDenied, BlkrecovError, Code, NotSupported, ProviderFailure
 from blkrecov.units import Sectors
 
 CONTROL_NODE: Final = Path("/dev/mapper/control")
@@ -72,6 +72,13 @@ class KernelRefused(ProviderFailure):
         self.device: Final = device
         self.errno: Final = number
         self.log: Final = log
+
+
+class KernelExhausted(KernelRefused):
+    """The kernel has no memory for what was asked, or this process may have no more of it."""
+
+    code = Code.E_OUTOFMEMORY
+    default_remedy = "free memory, or raise the limit, and try again"
 
 
 class NoSuchDevice(KernelRefused):
@@ -395,6 +402,8 @@ class Control:
                 raise NoSuchDevice(operation, name, number)
             case errno.EACCES | errno.EPERM if os.geteuid() != 0:
                 raise AccessDenied(f"{operation} {name}".rstrip() + ": only root may speak to device-mapper")
+            case errno.ENOMEM:
+                raise KernelExhausted(operation, name, number, said())
             case _:
                 raise KernelRefused(operation, name, number, said())
 

@@ -4,7 +4,8 @@ A name is "blkrecov" and parts, joined by single hyphens; a hyphen inside a part
 a hyphen, so a name splits in one way only: of an odd run of hyphens the last one is the joint.
 
     blkrecov-<array>-<lun>               what the host uses
-    blkrecov-<array>-<lun>-<layer>       the layers below it: plex, rmeta_N, rimage_N
+    blkrecov-<array>-<lun>-<layer>       the layers below it: plex, rmeta_N, rimage_N, and below a leg that is being copied to
+                                         another drive rimage_N_from, rimage_N_to, rimage_N_log_K, rmeta_N_from, rmeta_N_to
     blkrecov-<array>-drive-<drive>       the drive port
 
 "drive" is therefore no name for a LUN. Names of arrays and the rest are limited so that every name fits device-mapper's 127
@@ -31,6 +32,7 @@ _PLEX: Final = "plex"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 _JOINT: Final = re.compile(r"(?<!-)((?:--)*)-(?!-)")
 _ROLE: Final = re.compile(r"[a-z0-9_]{1,64}")
+_SIDE: Final = re.compile(r"(rmeta|rimage)_(from|to|log_[0-9]+)")
 _UUID: Final = re.compile(r"BLKRECOV-([0-9a-f]{32})-([a-z0-9_]+)")
 
 
@@ -109,6 +111,18 @@ def meta_name(array: str, lun: str, index: int) -> str:
 def data_name(array: str, lun: str, index: int) -> str:
     """Data of leg `index`."""
     return _layer_name(array, lun, f"rimage_{index}")
+
+
+def side_name(array: str, lun: str, index: int, role: str) -> str:
+    """What is below leg `index` while it is copied. The role says which: "rimage_from", "rimage_to", "rimage_log_0", ..."""
+    leg, _, side = role.partition("_")
+    assert is_side(role), f"{role!r} is not a side of a copy"
+    return _layer_name(array, lun, f"{leg}_{index}_{side}")
+
+
+def is_side(role: str) -> bool:
+    """Whether a device of this role is below a leg: a side of a copy, or its log."""
+    return _SIDE.fullmatch(role) is not None
 
 
 def drive_name(array: str, drive: str) -> str:

@@ -45,6 +45,17 @@ def raid_devices(params: str) -> tuple[str, ...]:
     return tuple(words[2 + int(words[1]) + 1 :])
 
 
+def raid_rates(params: str) -> tuple[int, int]:
+    """The least and the largest recovery rate in a raid target's words, in KiB/s per leg; 0 for one that is not there."""
+    words = params.split()
+    options = words[2 : 2 + int(words[1])]
+    return _option(options, "min_recovery_rate"), _option(options, "max_recovery_rate")
+
+
+def _option(options: list[str], name: str) -> int:
+    return int(options[options.index(name) + 1]) if name in options else 0
+
+
 def length_of(table: Table) -> Sectors:
     """Sectors of the device that this table makes."""
     return Sectors(sum(line.length for line in table))

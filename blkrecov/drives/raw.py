@@ -59,6 +59,15 @@ def zero(node: str, offset: int, length: int) -> None:
         _checked("flush", node, lambda: os.fdatasync(descriptor))
 
 
+def flush(node: str) -> None:
+    """Wait until the medium has all that it has acknowledged, whoever wrote it.
+
+    Raises: DriveIoError.
+    """
+    with _opened(node, os.O_WRONLY) as descriptor:
+        _checked("flush", node, lambda: os.fdatasync(descriptor))
+
+
 @contextmanager
 def _opened(node: str, flags: int) -> Iterator[int]:
     descriptor = _checked("open", node, lambda: os.open(node, flags | os.O_DIRECT | os.O_CLOEXEC))

@@ -30,7 +30,7 @@ from blkrecov.dm import names
 from blkrecov.dm.control import Control
 from blkrecov.drives import loop, raw
 from blkrecov.drives.store import DriveStore
-from blkrecov.engine import Array
+from blkrecov.array import Array
 from blkrecov.errors import BlkrecovError
 from blkrecov.model import Document, Lun, MemberState
 from blkrecov.units import MIB, SECTOR, Bytes

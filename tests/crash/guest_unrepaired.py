@@ -11,7 +11,8 @@ import msgspec
 
 from blkrecov import catalog
 from blkrecov.drives.store import IoCounter
-from blkrecov.engine import Array, locked
+from blkrecov.array import Array
+from blkrecov.engine import locked
 from tests.crash import inside
 from tests.crash.power import Json, order_of
 

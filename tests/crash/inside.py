@@ -15,7 +15,7 @@ from blkrecov.dm import names
 from blkrecov.dm.control import Control
 from blkrecov.dm.events import EventWatcher
 from blkrecov.dm.table import DelayTable, Segment
-from blkrecov.engine import Array
+from blkrecov.array import Array
 from blkrecov.geometry import Request
 from blkrecov.model import Layout, Lun
 from blkrecov.settings import Settings

@@ -28,12 +28,13 @@ from typing import Any, ClassVar, Final, Self, TypeVar
 from unittest import mock
 from uuid import UUID, uuid4
 
+from blkrecov.array import Array
 from blkrecov.cli import main as cli_main
 from blkrecov.cli.common import Options
 from blkrecov.dm.control import Control
 from blkrecov.dm.events import EventWatcher
 from blkrecov.dm.table import ErrorTable
-from blkrecov.engine import Array, create_array
+from blkrecov.engine import create_array
 from blkrecov.geometry import Request
 from blkrecov.model import Layout, Lun, Member, Task
 from blkrecov.settings import Settings

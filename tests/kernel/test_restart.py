@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from blkrecov.drives import label as format_
-from blkrecov.engine import Array, Lock
+from blkrecov.array import Array
+from blkrecov.engine import Lock
 from blkrecov.errors import DeviceInUse, InvalidDisk
 from blkrecov.settings import Settings
 from blkrecov.units import MIB

@@ -26,19 +26,20 @@ class Layer(IntEnum):
 
 
 _PURE = """
-    units errors model geometry stack steps observed converge proposal provision recover scrub tasks views
+    units errors model geometry governor stack steps observed converge proposal provision recover replace scrub tasks views
+    flapping progress schedule turns
     dm.table dm.status dm.names dm.abi dm.superblock drives.label page83.designator page83.identity
 """
 _ACTS = """
-    actor catalog holders observer settings journal
-    dm.control dm.events dm.kmsg dm.sync dm.counters drives.loop drives.probe drives.raw drives.scan drives.store
+    actor bell catalog events holders observer pressure settings journal
+    dm.control dm.events dm.kmsg dm.speed dm.sync dm.counters drives.loop drives.probe drives.raw drives.scan drives.store
     page83.export page83.sysfs page83.udev
 """
 # A new module has to be put in its place here. `cli.` is one place for all of its files.
 PLACES = {
     **dict.fromkeys(_PURE.split(), Layer.PURE),
     **dict.fromkeys(_ACTS.split(), Layer.ACTS),
-    "engine": Layer.ENGINE,
+    **dict.fromkeys(("engine", "array", "monitor"), Layer.ENGINE),
     "bus": Layer.BUS,
     "daemon": Layer.DAEMON,
 }

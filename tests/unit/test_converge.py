@@ -568,7 +568,7 @@ def test_a_substitution_step_by_step() -> None:
     load = plan[2]
     assert isinstance(load, ReplaceTable)
     assert load.table[0].params == (
-        "raid1 7 0 rebuild 0 max_recovery_rate 16777216 region_size 2048 2 "
+        "raid1 5 0 rebuild 0 region_size 2048 2 "
         "/dev/mapper/blkrecov-lab-v-rmeta_0_00009000 /dev/mapper/blkrecov-lab-v-rimage_0_00009000 "
         "/dev/mapper/blkrecov-lab-v-rmeta_1 /dev/mapper/blkrecov-lab-v-rimage_1"
     )
@@ -911,8 +911,8 @@ def test_a_table_that_maps_elsewhere_is_put_right() -> None:
     assert len(plan) == 1
 
 
-def test_a_raid_s_options_are_no_difference() -> None:
-    """The kernel prints more of them than it was given, and keeps "rebuild" for as long as the table lives."""
+def test_a_raid_s_other_options_are_no_difference() -> None:
+    """But for its rates. The kernel prints more of them than it was given, and keeps "rebuild" for as long as the table lives."""
     document = whole()
     machine = running(document)
     plex = machine.devices["blkrecov-lab-v-plex"]
@@ -920,6 +920,72 @@ def test_a_raid_s_options_are_no_difference() -> None:
     text = " ".join((words[0], "4", "0", "rebuild", "0", "nosync", *words[2 + int(words[1]) :]))
     machine.devices[plex.name] = replace(plex, table=(replace(plex.table[0], params=text),))
     assert machine.plan(document) == []
+
+
+# Rebuilds that are held.
+
+
+def frozen(document: Document, held: bool = True) -> Document:
+    return document.with_lun(msgspec.structs.replace(document.lun("v"), frozen=held))
+
+
+@pytest.mark.parametrize("layout", FAULT_TOLERANT)
+def test_a_rebuild_is_held_and_let_go_by_one_load_each(layout: Layout) -> None:
+    """Neither tells the kernel to rebuild: it has the checkpoint, and would begin again at sector 0."""
+    document, _ = with_lun(drives(6), layout, on=tuple(f"d{number}" for number in range(layout.minimum)))
+    machine = running(document)
+    document = substituted(machine, document)
+    machine.run(document)
+    for held, words in ((True, "min_recovery_rate 1 max_recovery_rate 1 region_size"), (False, "region_size")):
+        document = frozen(document, held)
+        (load,) = machine.run(document)
+        assert isinstance(load, ReplaceTable)
+        options = load.table[0].params.split(" ", 3)[3]
+        assert options.startswith(words)
+        assert machine.plan(document) == []
+
+
+def test_a_held_rebuild_is_held_after_a_power_cut() -> None:
+    """From its first load on."""
+    document, _ = with_lun(drives(3), Layout.RAID1, on=("d0", "d1"))
+    machine = running(document)
+    document = substituted(machine, document)
+    machine.run(document)
+    machine.power_cut()
+    plan = machine.plan(frozen(document))
+    (load,) = (
+        step.device.table[0].params
+        for step in plan
+        if isinstance(step, CreateDevice) and step.device.layer is Layer.PLEX
+    )
+    assert load.startswith("raid1 7 0 min_recovery_rate 1 max_recovery_rate 1 region_size 2048 2 ")
+
+
+def test_a_dead_lun_is_not_loaded_to_hold_it_back() -> None:
+    """It could not be loaded at all, and what is left of it would answer no longer."""
+    document, _ = with_lun(drives(2), Layout.RAID1)
+    machine = running(document)
+    for name in ("d0", "d1"):
+        document = provision.fail_drive(document, name).document
+    machine.run(document)
+    assert "ReplaceTable" not in kinds(machine.plan(frozen(document)))
+
+
+def test_a_second_substitute_leaves_the_first_rebuild_where_it_is() -> None:
+    """`rebuild` for a leg that has a superblock, next to one that is new, is refused (drivers/md/dm-raid.c,
+    super_init_validation()); without it the first goes on from its checkpoint."""
+    document, _ = with_lun(drives(6), Layout.RAID6, on=("d0", "d1", "d2", "d3"))
+    machine = running(document)
+    document = substituted(machine, document)
+    machine.run(document)
+    document = provision.fail_drive(document, "d1").document
+    machine.run(document)
+    lun = document.lun("v")
+    spare, lost = document.drive("d5"), lun.members[1]
+    second = msgspec.structs.replace(lost, uuid=UUID(int=0xA000 << 96), drive=spare.uuid, state=REBUILDING)
+    document = document.with_lun(lun.with_member(1, second))
+    loads = [step.table[0].params for step in machine.plan(document) if isinstance(step, ReplaceTable)]
+    assert [load.split(" ", 3)[3].split(" region_size")[0] for load in loads] == ["rebuild 1"]
 
 
 # Unclean stops.

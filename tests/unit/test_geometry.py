@@ -300,6 +300,61 @@ def test_an_explicit_spare_that_cannot_serve_is_refused() -> None:
         chosen(document, lun, "d3")
 
 
+def suspected(document: Document, name: str, *, failures: int = 0, aside: bool = True) -> Document:
+    """The array with a drive that has failed lately, and is set aside for it."""
+    failing = "failed or went away 3 times within 24 hours" if aside else ""
+    changed = msgspec.structs.replace(document.drive(name), failures=tuple(range(failures)), failing=failing)
+    return document.with_drive(changed)
+
+
+def test_a_drive_that_is_set_aside_is_given_nothing() -> None:
+    """Neither a new LUN nor a substitute, although it has the most room, or is the hot spare."""
+    document = suspected(array(drive(0), drive(1), drive(2, 900), drive(3)), "d2")
+    assert set(names(*with_lun(document, Layout.RAID1))) <= {"d0", "d1", "d3"}
+    assert names(*with_lun(document, Layout.LINEAR)) != ["d2"]
+    spares = suspected(array(drive(0), drive(1), drive(2, hot_spare=True), drive(3)), "d2")
+    assert chosen(*degraded(spares)) == "d3"
+
+
+def test_a_drive_that_is_set_aside_is_refused_by_name() -> None:
+    """Whoever names it is told why, and how to have it all the same."""
+    document = suspected(drives(4), "d2")
+    with pytest.raises(InvalidArgument, match="'d2' is set aside: failed or went away 3 times") as refused:
+        with_lun(document, Layout.RAID1, on=("d0", "d2"))
+    assert refused.value.remedy == "use another drive, or trust it again with: blkrecov drive trust d2"
+    with pytest.raises(InvalidArgument, match="'d2' is set aside"):
+        chosen(*degraded(document), spare="d2")
+
+
+def test_a_member_on_a_drive_that_is_set_aside_does_not_grow() -> None:
+    """That would be something more; a linear LUN goes on elsewhere."""
+    document, lun = with_lun(drives(3), Layout.RAID1, on=("d0", "d1"))
+    document = suspected(document, "d1")
+    with pytest.raises(InvalidArgument, match="'d1' is set aside"):
+        geometry.extended(document, lun, Bytes(100 * MIB), uuids(0x9000))
+    document, lun = with_lun(drives(2), Layout.LINEAR, on=("d0",))
+    grown = geometry.extended(suspected(document, "d0"), lun, Bytes(100 * MIB), uuids(0x9000))
+    assert names(document, grown) == ["d0", "d1"]
+
+
+def test_where_all_is_set_aside_that_is_said() -> None:
+    """Else an operator with enough drives would be told that there are too few."""
+    document = suspected(drives(3), "d2")
+    with pytest.raises(NotEnoughDrives, match="there are 2; set aside for failing too often: d2"):
+        with_lun(document, Layout.RAID5)
+    with pytest.raises(NotEnoughDrives, match="could serve LUN 'v' are set aside: d2") as refused:
+        chosen(*degraded(document))
+    assert refused.value.remedy == "add a drive, or trust one again with: blkrecov drive trust d2"
+
+
+def test_a_drive_without_recent_failures_is_preferred() -> None:
+    """To a hot spare too: the next failure would cost another rebuild. One that failed is better than none."""
+    document = suspected(array(drive(0), drive(1), drive(2, hot_spare=True), drive(3)), "d2", failures=1, aside=False)
+    assert chosen(*degraded(document)) == "d3"
+    document = suspected(document, "d3", failures=2, aside=False)
+    assert chosen(*degraded(document)) == "d2"
+
+
 # Any sequence of operations.
 
 Operation = tuple[str, int, int, Layout]

@@ -16,7 +16,19 @@ from blkrecov.errors import (
     ObjectNotFound,
 )
 from blkrecov.geometry import Request
-from blkrecov.model import UNIT, Document, Drive, DriveStatus, Extent, Layout, Lun, MemberState, Task, TaskKind
+from blkrecov.model import (
+    UNIT,
+    Document,
+    Drive,
+    DriveStatus,
+    Extent,
+    Layout,
+    Lun,
+    MemberState,
+    Schedule,
+    Task,
+    TaskKind,
+)
 from blkrecov.steps import ZeroExtent
 from blkrecov.units import MIB, Bytes
 from tests.unit.arrays import DATA_START, FAULT_TOLERANT, array, drives, uuids, with_lun, with_states
@@ -183,3 +195,57 @@ def test_a_drive_becomes_a_hot_spare_and_none_again(spare: bool) -> None:
     before: Drive = msgspec.structs.replace(drives(1).drives[0], hot_spare=not spare)
     after = provision.set_hot_spare(array(before), "d0", spare).document.drives[0]
     assert after == msgspec.structs.replace(before, hot_spare=spare)
+
+
+def test_a_drive_that_was_set_aside_is_trusted_again() -> None:
+    """What it did is forgotten, and nothing else of it."""
+    plain = drives(1)
+    aside = msgspec.structs.replace(plain.drives[0], failures=(1, 2, 3), failing="failed 3 times")
+    proposal = provision.trust(array(aside), "d0")
+    assert proposal.document == plain
+    assert proposal.why == "drive d0 is trusted again"
+
+
+# Settings.
+
+
+def test_settings_that_are_not_given_stay_as_they_are() -> None:
+    """Each is changed alone, and taken back alone; "default" is a value like the others."""
+    plain = drives(1)
+    all_set = provision.configure(
+        plain, auto_recover=True, scrub=Schedule.WEEKLY, rate_min=10 * MIB, rate_max=50 * MIB
+    ).document
+    assert (all_set.auto_recover, all_set.scrub) == (True, Schedule.WEEKLY)
+    assert (all_set.rate_min, all_set.rate_max) == (10 * MIB, 50 * MIB)
+    assert provision.configure(all_set).document == all_set
+    assert provision.configure(plain, auto_recover=False).document.auto_recover is False
+    fewer = provision.configure(all_set, auto_recover=None, rate_min=0).document
+    assert (fewer.auto_recover, fewer.rate_min) == (None, 0)
+    assert provision.configure(fewer, scrub=Schedule.OFF, rate_max=0).document == plain
+
+
+def test_the_smallest_rate_is_not_above_the_largest() -> None:
+    """Whichever of them is given, and only where there is a largest."""
+    low = provision.configure(drives(1), rate_max=10 * MIB).document
+    with pytest.raises(InvalidArgument, match="smallest rate would be 20 MiB/s and the largest 10 MiB/s"):
+        provision.configure(low, rate_min=20 * MIB)
+    assert provision.configure(low, rate_min=10 * MIB).document.rate_min == 10 * MIB
+    assert provision.configure(low, rate_min=20 * MIB, rate_max=0).document.rate_min == 20 * MIB
+    high = provision.configure(drives(1), rate_min=20 * MIB).document
+    with pytest.raises(InvalidArgument, match="smallest rate"):
+        provision.configure(high, rate_max=10 * MIB)
+
+
+@pytest.mark.parametrize("rate", [-1, 1, 1023, 2**31 * 1024])
+def test_a_rate_that_the_kernel_does_not_have_is_refused(rate: int) -> None:
+    """It counts KiB per second, in an int: less than one would be none, more would be a negative number."""
+    with pytest.raises(InvalidArgument, match="no rate that the kernel can keep to"):
+        provision.configure(drives(1), rate_min=rate)
+    with pytest.raises(InvalidArgument, match="no rate that the kernel can keep to"):
+        provision.configure(drives(1), rate_max=rate)
+
+
+def test_an_array_without_drives_has_nothing_to_write_its_settings_on() -> None:
+    """They would be forgotten in silence."""
+    with pytest.raises(InvalidOperation, match="no drive"):
+        provision.configure(array(), auto_recover=True)

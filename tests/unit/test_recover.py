@@ -75,7 +75,7 @@ def test_a_lost_member_is_substituted() -> None:
     assert (member.state, member.length) == (MemberState.REBUILDING, lost.length)
     assert proposal.prepare == (ZeroExtent("/dev/mapper/blkrecov-lab-drive-d2", member.meta[0]),)
     assert proposal.then == ()
-    assert (task.state, task.phases, task.objects) == (TaskState.IN_PROGRESS, (Phase.REBUILD,), ("v", "d2"))
+    assert (task.state, task.phases, task.objects) == (TaskState.IN_PROGRESS, (Phase.REBUILD, Phase.VERIFY), ("v", "d2"))
     assert proposal.document.task_on(before.lun("v").uuid) == task
     assert proposal.document.lun("v").members[1] == before.lun("v").members[1]
 
@@ -90,7 +90,7 @@ def test_the_kernel_s_word_is_enough() -> None:
     """A leg that md has given up is lost, whether or not the document knows yet."""
     proposal, task = proposed(mirror(200), raid_words("AD"))
     assert drive_of(proposal.document, 1) == "d2"
-    assert task.phases == (Phase.REBUILD,)
+    assert task.phases == (Phase.REBUILD, Phase.VERIFY)
 
 
 def test_the_smallest_hot_spare_that_fits_is_chosen_first() -> None:
@@ -139,7 +139,7 @@ def test_a_mirror_out_of_sync_is_waited_for(words: str) -> None:
     """The kernel is at it already: nothing is asked of it, nothing changes."""
     document = mirror(200)
     proposal, task = proposed(document, words)
-    assert task.phases == (Phase.REBUILD,)
+    assert task.phases == (Phase.REBUILD, Phase.VERIFY)
     assert (proposal.prepare, proposal.then) == ((), ())
     assert proposal.document.luns == document.luns
 
@@ -150,7 +150,7 @@ def test_members_that_disagree_are_repaired(change: dict[str, int | bool]) -> No
     document, lun = with_lun(drives(3), Layout.RAID5)
     document = document.with_lun(msgspec.structs.replace(lun, initialised=True, **change))
     proposal, task = proposed(document, raid_words("AAA"))
-    assert task.phases == (Phase.REPAIR,)
+    assert task.phases == (Phase.REPAIR, Phase.VERIFY)
     assert proposal.then == (Message("blkrecov-lab-v-plex", "repair"),)
 
 
@@ -167,7 +167,7 @@ def test_doubt_about_the_other_members_is_repaired_after_the_rebuild(change: dic
     document = without(mirror(200))
     document = document.with_lun(msgspec.structs.replace(document.lun("v"), **change))
     proposal, task = proposed(document, raid_words("DA"))
-    assert task.phases == (Phase.REBUILD, Phase.REPAIR)
+    assert task.phases == (Phase.REBUILD, Phase.REPAIR, Phase.VERIFY)
     assert proposal.then == ()
 
 

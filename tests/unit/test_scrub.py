@@ -63,9 +63,12 @@ def test_a_lun_that_the_kernel_is_at_is_refused(status: RaidStatus) -> None:
 
 
 def test_a_check_s_count_is_remembered() -> None:
-    """The kernel shows it only until the next load."""
-    _, lun = with_lun(drives(2), Layout.RAID1)
-    assert scrub.counted(lun, raid("AA", mismatch=128)).mismatches == 128
+    """The kernel shows it only until the next load, and begins anew when a paused check goes on."""
+    document, lun = with_lun(drives(2), Layout.RAID1)
+    _, task = scrub.propose(document, lun, raid("AA"), repair=False)
+    assert scrub.counted(lun, task, raid("AA", mismatch=128)).mismatches == 128
+    paused = msgspec.structs.replace(task, mismatches=64)
+    assert scrub.counted(lun, paused, raid("AA", mismatch=128)).mismatches == 192
 
 
 def test_a_repair_ends_all_doubt() -> None:

@@ -98,24 +98,22 @@ def test_legs_are_named_by_their_place_and_known_by_their_member() -> None:
     ("layout", "line"),
     [
         (Layout.RAID0, "0 131072 raid raid0 1 128 2 - {0} - {1}"),
-        (Layout.RAID1, "0 131072 raid raid1 5 0 max_recovery_rate 16777216 region_size 2048 2 {0} {1} {2} {3}"),
+        (Layout.RAID1, "0 131072 raid raid1 3 0 region_size 2048 2 {0} {1} {2} {3}"),
         (
             Layout.RAID4,
-            "0 131072 raid raid4 5 128 max_recovery_rate 16777216 region_size 2048 3 {0} {1} {2} {3} {4} {5}",
+            "0 131072 raid raid4 3 128 region_size 2048 3 {0} {1} {2} {3} {4} {5}",
         ),
         (
             Layout.RAID5,
-            "0 131072 raid raid5_ls 5 128 max_recovery_rate 16777216 region_size 2048 3 {0} {1} {2} {3} {4} {5}",
+            "0 131072 raid raid5_ls 3 128 region_size 2048 3 {0} {1} {2} {3} {4} {5}",
         ),
         (
             Layout.RAID6,
-            "0 131072 raid raid6_zr 5 128 max_recovery_rate 16777216 region_size 2048 4 "
-            "{0} {1} {2} {3} {4} {5} {6} {7}",
+            "0 131072 raid raid6_zr 3 128 region_size 2048 4 {0} {1} {2} {3} {4} {5} {6} {7}",
         ),
         (
             Layout.RAID10,
-            "0 131072 raid raid10 7 128 max_recovery_rate 16777216 region_size 2048 raid10_copies 2 4 "
-            "{0} {1} {2} {3} {4} {5} {6} {7}",
+            "0 131072 raid raid10 5 128 region_size 2048 raid10_copies 2 4 {0} {1} {2} {3} {4} {5} {6} {7}",
         ),
     ],
 )
@@ -123,6 +121,19 @@ def test_the_plex_of_each_layout(layout: Layout, line: str) -> None:
     """The kernel's words, in the order in which it prints them."""
     document, lun = with_lun(drives(8), layout)
     assert plex(document, lun) == [line.format(*(stack.node(leg.name) for leg in stack.legs(document, lun)))]
+
+
+def test_a_frozen_lun_is_the_only_one_with_rates() -> None:
+    """1 KiB/s, as a minimum too, or md would take its own. The others keep to the machine's limits, which can be changed live."""
+    document, lun = with_lun(drives(3), Layout.RAID5)
+    (line,) = plex(document, msgspec.structs.replace(lun, frozen=True))
+    assert line.startswith("0 131072 raid raid5_ls 7 128 min_recovery_rate 1 max_recovery_rate 1 region_size 2048 3 ")
+
+
+def test_a_frozen_lun_without_redundancy_has_nothing_to_hold_back() -> None:
+    """The kernel refuses rates for raid0."""
+    document, lun = with_lun(drives(2), Layout.RAID0)
+    assert plex(document, msgspec.structs.replace(lun, frozen=True)) == plex(document, lun)
 
 
 def test_a_linear_plex_is_extents_of_ports() -> None:

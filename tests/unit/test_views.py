@@ -36,7 +36,7 @@ LUN = {
     *("members", "shadow_copy_of", "mounts", "task"),
 }
 MEMBER = {"index", "drive", "state"}
-TASK = {"id", "kind", "objects", "state", "percent", "hresult", "code", "message", "remedy", "bytes"}
+TASK = {"id", "kind", "objects", "state", "paused", "percent", "hresult", "code", "message", "remedy", "bytes"}
 
 
 def mirror() -> tuple[Document, Lun]:
@@ -152,6 +152,55 @@ def test_members_that_may_disagree_are_failing_redundancy(change: dict[str, int 
     lun = msgspec.structs.replace(lun, **change)
     document = document.with_lun(lun)
     assert views.state_of(document, seen(document, raid_words("AA")), lun) == (LunStatus.ONLINE, health)
+
+
+def set_aside(document: Document, name: str) -> Document:
+    return document.with_drive(msgspec.structs.replace(document.drive(name), failing="failed 3 times"))
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_a_lun_on_a_drive_that_is_set_aside_is_failing(layout: Layout) -> None:
+    """All of it works still. With redundancy only that is in danger, without it is the LUN."""
+    document, lun = with_lun(drives(6, 400), layout)
+    document = set_aside(document, document.drive_of(lun.members[0].drive).name)
+    observed = seen(document, raid_words("A" * len(lun.members)))
+    health = Health.FAILING_REDUNDANCY if layout.fault_tolerant else Health.FAILING
+    assert views.state_of(document, observed, lun) == (LunStatus.ONLINE, health)
+
+
+def test_a_drive_that_is_set_aside_endangers_only_what_lies_on_it_in_sync() -> None:
+    """Not other LUNs, and not one that is being rebuilt onto it or from it, for which there is a word already."""
+    document, lun = mirror()
+    healthy = (LunStatus.ONLINE, Health.HEALTHY)
+    assert views.state_of(set_aside(document, "d2"), seen(document, raid_words("AA")), lun) == healthy
+    lun = with_states(lun, REBUILDING)
+    document = set_aside(document.with_lun(lun), "d0")
+    rebuilding = (LunStatus.ONLINE, Health.REBUILDING)
+    assert views.state_of(document, seen(document, raid_words("aA", "recover", "3/64")), lun) == rebuilding
+
+
+@pytest.mark.parametrize(
+    ("layout", "states", "aside", "health"),
+    [
+        (Layout.RAID1, (LOST,), 1, Health.FAILED_REDUNDANCY_FAILING),
+        (Layout.RAID1, (LOST,), 0, Health.FAILED_REDUNDANCY),
+        (Layout.RAID5, (LOST,), 2, Health.FAILED_REDUNDANCY_FAILING),
+        (Layout.RAID6, (LOST,), 2, Health.FAILED_REDUNDANCY),
+        (Layout.RAID6, (LOST, LOST), 2, Health.FAILED_REDUNDANCY_FAILING),
+        (Layout.RAID6, (LOST, REBUILDING), 2, Health.FAILED_REDUNDANCY_FAILING),
+        (Layout.RAID10, (LOST,), 1, Health.FAILED_REDUNDANCY_FAILING),
+        (Layout.RAID10, (LOST,), 2, Health.FAILED_REDUNDANCY),
+    ],
+)
+def test_the_last_that_holds_a_lun_may_be_failing(
+    layout: Layout, states: tuple[MemberState, ...], aside: int, health: Health
+) -> None:
+    """VDS_H_FAILED_REDUNDANCY_FAILING: if it goes, all goes. In a raid10 that is the lost one's partner, and no other."""
+    document, lun = with_lun(drives(4), layout)
+    lun = with_states(lun, *states)
+    document = set_aside(document.with_lun(lun), document.drive_of(lun.members[aside].drive).name)
+    letters = "".join({LOST: "D", REBUILDING: "a", GOOD: "A"}[member.state] for member in lun.members)
+    assert views.state_of(document, seen(document, raid_words(letters)), lun) == (LunStatus.ONLINE, health)
 
 
 def test_what_is_lost_is_shown_before_what_is_under_way() -> None:
@@ -394,7 +443,7 @@ def test_a_drive_has_every_key_that_others_rely_on() -> None:
     document, _ = mirror()
     view = views.drive_view(document, document.drive("d0"))
     assert view.keys() >= DRIVE
-    assert view.keys() - DRIVE == {"reason"}
+    assert view.keys() - DRIVE == {"reason", "health", "failing", "failures"}
     assert all(row.keys() == REGION for row in view["regions"])
     assert {key: view[key] for key in DRIVE - {"regions"}} == {
         "name": "d0",
@@ -412,6 +461,26 @@ def test_a_drive_that_is_not_online_has_nothing_free_and_a_reason() -> None:
     document = provision.fail_drive(drives(1), "d0").document
     view = views.drive_view(document, document.drives[0])
     assert (view["free"], view["status"], view["reason"]) == (0, "failed", "failed by blkrecov drive fail")
+
+
+@pytest.mark.parametrize(
+    ("status", "failing", "health"),
+    [
+        (DriveStatus.ONLINE, "", "healthy"),
+        (DriveStatus.ONLINE, "failed 3 times", "pending_failure"),
+        (DriveStatus.NOT_READY, "", "healthy"),
+        (DriveStatus.OFFLINE, "failed 3 times", "pending_failure"),
+        (DriveStatus.FAILED, "", "failed"),
+        (DriveStatus.FAILED, "failed 3 times", "failed"),
+        (DriveStatus.REMOVED, "failed 3 times", "unknown"),
+        (DriveStatus.UNKNOWN, "", "unknown"),
+    ],
+)
+def test_a_drive_s_health_goes_with_its_status(status: DriveStatus, failing: str, health: str) -> None:
+    """VDS_HEALTH: "failed" with that status only, "pending failure" never with it; "unknown" of a drive that is nowhere."""
+    target = msgspec.structs.replace(drive(0), status=status, failing=failing, failures=(1, 2, 3))
+    view = views.drive_view(array(target), target)
+    assert (view["health"], view["failing"], view["failures"]) == (health, failing or None, 3)
 
 
 def test_a_lun_has_every_key_that_others_rely_on() -> None:
@@ -512,6 +581,7 @@ def test_a_task_s_values() -> None:
         "kind": "recover",
         "objects": ["v", "d2"],
         "state": "failed",
+        "paused": False,
         "percent": 0,
         "hresult": "0x80042431",
         "code": "VDS_E_OBJECT_STATUS_FAILED",

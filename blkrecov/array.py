@@ -1,0 +1,752 @@
+"""The array's long operations: recoveries, scrubs and replacements as tasks that are started, watched, waited for and stopped.
+
+A task's work is the kernel's. This module starts it, and looks: `advance` carries a task over the ends of its phases, gives
+tasks that wait their turn, and substitutes one more member where one was lost meanwhile. It needs no memory of its own for
+that: what a task is at stands in the document, how far it is the kernel tells. So whoever looks next goes on with it: a
+waiting command, the monitor, or the next process that opens the array after a crash.
+"""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+import msgspec
+
+from blkrecov import catalog, flapping, pressure, recover, replace, schedule, scrub, tasks, turns
+from blkrecov.converge import converge, take_note
+from blkrecov.dm import counters, names
+from blkrecov.dm.events import EventWatcher
+from blkrecov.dm.speed import SpeedLimits
+from blkrecov.dm.status import LegHealth, RaidStatus, SyncAction
+from blkrecov.engine import Engine
+from blkrecov.errors import (
+    BlkrecovError,
+    DriveNotOnline,
+    NotEnoughDrives,
+    NotEnoughSpace,
+    ObjectFailed,
+    ProviderFailure,
+    TimedOut,
+    resources,
+)
+from blkrecov.events import EventKind, EventLog
+from blkrecov.governor import MD_MINIMUM, Governor
+from blkrecov.model import (
+    Document,
+    Lun,
+    MemberState,
+    Phase,
+    Task,
+    TaskKind,
+    TaskState,
+)
+from blkrecov.progress import Meter
+from blkrecov.proposal import Proposal, plex_message
+from blkrecov.units import GIB, Bytes, Sectors, format_size, in_bytes, sectors
+
+log = logging.getLogger(__name__)
+
+TICK_S: Final = 0.25
+EVENT_PATIENCE_S: Final = 1.0
+# What of each member the check at the end of a recovery reads: enough to meet whatever is wrong everywhere, and over in
+# seconds.
+VERIFIED: Final = Bytes(GIB)
+# What each phase asks of the plex; the kernel goes about a rebuild by itself.
+_WORDS: Final = {Phase.REPAIR: "repair", Phase.CHECK: "check", Phase.VERIFY: "check"}
+_CHECKS: Final = (Phase.CHECK, Phase.VERIFY)
+_NOUNS: Final = {TaskKind.RECOVER: "recovery", TaskKind.SCRUB: "scrub", TaskKind.REPLACE: "replacement"}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a task is, at one moment. `done` and `total` are of the present phase."""
+
+    task: Task
+    phase: Phase | None
+    fraction: float
+    done: Bytes
+    total: Bytes
+
+
+class Array(Engine):
+    """An open array whose long operations can be started, watched, waited for and stopped. Made by Array.opened()."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.events: Final = EventLog(self._settings.state)
+        self._meters: dict[tuple[int, int], Meter] = {}
+        self._accounted_for = 0
+        self._impossible: dict[UUID, str] = {}
+        self._speed = SpeedLimits()
+        self._governor = Governor()
+
+    def assemble(self) -> None:
+        """Bring up the array, and go on with the tasks that an earlier process began."""
+        super().assemble()
+        self._set_limits()
+        for task in self.document.tasks:
+            if not task.state.ended:
+                self._take_up(task)
+
+    def carry_out(self, proposal: Proposal) -> None:
+        super().carry_out(proposal)
+        self._set_limits()
+
+    def stop(self) -> None:
+        super().stop()
+        self._speed.restore()
+
+    # Proposals: pure decisions, after the gates.
+
+    def propose_recover(
+        self, name: str, spare: str | None, *, rate_min: int | None = None, rate_max: int | None = None
+    ) -> tuple[Proposal, Task]:
+        """IVdsLun::Recover. Errors come in the order of the specification's precedence.
+
+        Raises: NotInitialized, CacheCorrupt, ObjectDeleted, ObjectNotFound, ObjectFailed, InvalidOperation,
+        AnotherCallInProgress,
+                NotEnoughDrives, NotEnoughSpace, InvalidArgument for a spare that cannot serve; IdentityMismatch;
+                OutOfResources.
+        """
+        with resources():
+            self.refuse_mistaken()
+            lun = self.document.lun(name)
+            drive = self.document.drive(spare) if spare else None
+            proposal, task = recover.propose(self.document, self.observed, lun, drive, _ids())
+            self.verify(lun)
+            return _rated(proposal, task, rate_min, rate_max)
+
+    def propose_scrub(self, name: str, *, repair: bool) -> tuple[Proposal, Task]:
+        with resources():
+            self.refuse_mistaken()
+            lun = self.document.lun(name)
+            proposal = scrub.propose(self.document, lun, self.observed.raid(lun), repair=repair)
+            self.verify(lun)
+            return proposal
+
+    def propose_replace(
+        self, name: str, old: str, new: str | None, *, rate_min: int | None = None, rate_max: int | None = None
+    ) -> tuple[Proposal, Task]:
+        """Move what a LUN has on one drive to another (IVdsSubSystem::ReplaceDrive, LUN by LUN).
+
+        Raises: what replace.propose() does, after NotInitialized, CacheCorrupt, ObjectDeleted and ObjectNotFound.
+        """
+        with resources():
+            self.refuse_mistaken()
+            lun, leaving = self.document.lun(name), self.document.drive(old)
+            onto = self.document.drive(new) if new else None
+            proposal, task = replace.propose(self.document, self.observed, lun, leaving, onto, _ids())
+            self.verify(lun)
+            return _rated(proposal, task, rate_min, rate_max)
+
+    def luns_on(self, drive: str) -> tuple[str, ...]:
+        """The LUNs that have a member on a drive, the most endangered first."""
+        uuid = self.document.drive(drive).uuid
+        found = [lun for lun in self.document.luns if any(member.drive == uuid for member in lun.members)]
+        found.sort(key=lambda lun: turns.endangered(self.document, self.observed, lun))
+        return tuple(lun.name for lun in found)
+
+    # Tasks.
+
+    def start(self, proposal: Proposal, task: Task) -> Task:
+        """Start a task's work in the kernel. It goes on without us."""
+        with resources():
+            self.carry_out(proposal)
+        return self._started(task)
+
+    def _started(self, task: Task) -> Task:
+        task = self.document.task(task.id)
+        lun = self.document.lun_of(task.lun)
+        if task.state is TaskState.QUEUED:
+            self._tell("queued", f"{task.kind.value} of LUN {lun.name} waits for its turn", task=task)
+        elif not task.state.ended:
+            onto = f" onto drive {', '.join(task.objects[1:])}" if task.objects[1:] else ""
+            self._tell("started", f"{task.kind.value} of LUN {lun.name}{onto} has begun", task=task)
+            self._begun(task.id)
+        return self.document.task(task.id)
+
+    def _begun(self, number: int) -> None:
+        """Write down that the kernel was asked for a task's present phase. Asked twice is harmless, never asked is not."""
+        task = msgspec.structs.replace(self.document.task(number), boot=catalog.boot_id())
+        self.store(self._accounted(self.document, task))
+
+    def progress(self, number: int) -> Progress:
+        """How far a task is, from the kernel's own counters. Reads no drive and writes nothing."""
+        task = self.document.task(number)
+        phase = tasks.phase(task)
+        if task.state is not TaskState.IN_PROGRESS or phase is None:
+            return Progress(task, None, 1.0 if task.state is TaskState.COMPLETED else 0.0, Bytes(0), Bytes(0))
+        lun = self.document.lun_of(task.lun)
+        self._look()
+        fraction, total = self._measured(task, phase, lun)
+        task = tasks.progressed(task, min(fraction, 0.999))
+        return Progress(task, phase, min(fraction, 0.999), Bytes(int(fraction * total)), total)
+
+    def _measured(self, task: Task, phase: Phase, lun: Lun) -> tuple[float, Bytes]:
+        """(how much of the present phase is done, what there is to be done)."""
+        if phase is Phase.COPY:
+            copy = replace.copied(self.document, self.observed, lun)
+            return (copy.done / copy.total if copy.total else 0.0), in_bytes(copy.total)
+        raid = self.observed.raid(lun)
+        count, total = self._counted(phase, lun)
+        meter = self._meters.get((task.id, task.done))
+        if raid is None or not total:
+            return (meter.fraction if meter else 0.0), in_bytes(total)
+        ratio = raid.done / raid.total if raid.total and raid.action is not SyncAction.IDLE else 0.0
+        if meter is None:
+            meter = Meter.begun(ratio, count)
+        meter = meter.moved(ratio, count, total)
+        self._meters[task.id, task.done] = meter
+        if phase is Phase.VERIFY:
+            bound = _bound(lun)
+            return min((count - meter.count) / bound, 1.0), in_bytes(bound)
+        return meter.fraction, in_bytes(total)
+
+    def _counted(self, phase: Phase, lun: Lun) -> tuple[int, Sectors]:
+        """What the members' devices say: (sectors moved so far, sectors that the whole phase moves)."""
+        rebuilding = [member for member in lun.members if member.state is MemberState.REBUILDING]
+        chosen = rebuilding if phase is Phase.REBUILD and rebuilding else lun.members
+        count = counters.sectors_written if chosen is rebuilding else counters.sectors_read
+        uuids = (names.dm_uuid(member.uuid, "rimage") for member in chosen)
+        numbers = [self.observed.devices[uuid].number for uuid in uuids if uuid in self.observed.devices]
+        return sum(count(number) for number in numbers), Sectors(sum(member.length for member in chosen))
+
+    def advance(self, number: int) -> Task:
+        """Look at a task's work in the kernel, and do what is due: note an end, begin the next phase, finish the task.
+
+        A task that waits gets its turn as soon as nobody needs its drives.
+        """
+        task = self.document.task(number)
+        while not task.state.ended:
+            self.observe()
+            following = self._step(task)
+            if following == task:
+                break
+            task = following
+        if task.state.ended:
+            self._give_turns()
+        return self.document.task(number)
+
+    def _give_turns(self) -> None:
+        for waiting in turns.queued(self.document, self.observe()):
+            self._try_turn(waiting)
+
+    def _try_turn(self, task: Task) -> Task:
+        lun = self.document.lun_of(task.lun)
+        try:
+            if task.kind is TaskKind.REPLACE:
+                proposal, begun = replace.begin(self.document, self.observed, lun, task, _ids())
+            else:
+                proposal, begun = recover.begin(self.document, self.observed, lun, task, _ids())
+            if turns.must_wait(self.document, proposal.document.lun_of(lun.uuid)):
+                return task
+            self.carry_out(proposal)
+        except BlkrecovError as error:
+            return self._fail(task, error)
+        return self._started(begun)
+
+    def _step(self, task: Task) -> Task:
+        """One thing that is due, or the task as it was."""
+        if task.state is TaskState.QUEUED:
+            return self._try_turn(task)
+        lun = self.document.lun_of(task.lun)
+        if not self.observed.survives(self.document, lun):
+            error = ObjectFailed(f"LUN {lun.name!r} lost too many members during its {task.kind.value}")
+            return self._fail(task, error)
+        phase = tasks.phase(task)
+        if phase is None:
+            return self._finish(task, lun)
+        if task.paused:
+            return task
+        if phase is Phase.COPY:
+            return self._step_copy(task, lun)
+        if self.observed.lost(self.document, lun):
+            before = self.document
+            following = self._substitute_more(task, lun)
+            if self.document is not before:
+                return following
+        raid = self.observed.raid(lun)
+        if raid is None:
+            return task
+        if raid.action is not SyncAction.IDLE or raid.done != raid.total:
+            return self._under_way(task, lun, phase, raid)
+        if phase is Phase.REBUILD and LegHealth.OUT_OF_SYNC in raid.legs:
+            return task  # The kernel is about to begin.
+        return self._phase_ended(task, lun, phase, raid)
+
+    def _under_way(self, task: Task, lun: Lun, phase: Phase, raid: RaidStatus) -> Task:
+        """While the kernel works: tell the quarters, and end a check that has seen enough."""
+        progress = self.progress(task.id)
+        if phase is Phase.VERIFY and progress.fraction >= 0.999 and raid.action is SyncAction.CHECK:
+            self._stop_check(lun)
+            return task
+        return self._told(progress)
+
+    def _told(self, progress: Progress) -> Task:
+        """A quarter that has passed is told, and written down: so the percentage does not fall when another process, or the
+        next boot, goes on with the task.
+        """
+        task = progress.task
+        if tasks.quarter(task) > self.document.task(task.id).percent:
+            self.store(self._accounted(self.document, task))
+            self._tell(
+                "progress", f"{task.kind.value} of LUN {task.objects[0]} is at {tasks.quarter(task)} %", task=task
+            )
+        return self.document.task(task.id)
+
+    def _stop_check(self, lun: Lun) -> None:
+        # "idle" stops a check; from Linux 6.9 on it does so and answers EINVAL (drivers/md/dm-raid.c, raid_message()).
+        with suppress(BlkrecovError):
+            self._actor.act(plex_message(self.document, lun, "idle"))
+
+    def _phase_ended(self, task: Task, lun: Lun, phase: Phase, raid: RaidStatus) -> Task:
+        count, total = self._counted(phase, lun)
+        if phase is Phase.REBUILD:
+            moved = count if lun.rebuilding else 0
+            if lun.suspect and Phase.REPAIR not in task.phases:
+                # The power was cut meanwhile: whole again is not right again.
+                phases = (Phase.REBUILD, Phase.REPAIR, Phase.VERIFY)
+                task = msgspec.structs.replace(task, phases=phases)
+            lun = recover.rebuilt(lun)
+            # With a repair still due the LUN is not known to be right yet.
+            lun = msgspec.structs.replace(lun, initialised=Phase.REPAIR not in task.phases)
+        elif phase in _CHECKS:
+            whole = phase is Phase.CHECK
+            moved = total if whole else _bound(lun)
+            lun = scrub.counted(lun, task, raid) if whole or raid.mismatch else lun
+            if whole:
+                lun = msgspec.structs.replace(lun, scrubbed=int(time.time()))
+            task = msgspec.structs.replace(task, message=_compared(lun, Sectors(moved), raid, phase))
+        else:
+            moved = 0
+            lun = scrub.repaired(lun)
+        task = msgspec.structs.replace(task, bytes_kernel=task.bytes_kernel + in_bytes(Sectors(moved)))
+        task = tasks.next_phase(tasks.progressed(task, 1.0))
+        if tasks.phase(task) is Phase.VERIFY and lun.lost:
+            task = tasks.next_phase(task)  # Nothing to compare with yet: there are members left to recover.
+        # The kernel forgets what it was asked for when the machine stops, so the task says in which boot that was.
+        self.store(self._accounted(self.document.with_lun(lun), msgspec.structs.replace(task, boot="", mismatches=0)))
+        self._ask(task, lun)
+        return self.document.task(task.id)
+
+    def _ask(self, task: Task, lun: Lun) -> None:
+        """Have the kernel do what a task's present phase is, if it is one that has to be asked for."""
+        word = _WORDS.get(tasks.phase(task) or Phase.REBUILD)
+        if word is not None:
+            self._actor.act(plex_message(self.document, lun, word))
+            self._begun(task.id)
+
+    def _step_copy(self, task: Task, lun: Lun) -> Task:
+        """A member moves underneath its LUN. What cannot be read from its old place is regenerated on its new one."""
+        copy = replace.copied(self.document, self.observed, lun)
+        if copy.complete:
+            self._act_on(replace.flushes(self.document, lun))
+            task = msgspec.structs.replace(task, bytes_kernel=task.bytes_kernel + in_bytes(copy.total))
+            task = tasks.next_phase(tasks.progressed(task, 1.0))
+            self.store(self._accounted(replace.finished(self.document, lun), msgspec.structs.replace(task, boot="")))
+            self._run(converge(self.document, self.observe()), wanted=None)
+            self._ask(task, lun)
+            return self.document.task(task.id)
+        if copy.source_failed:
+            return self._regenerate(task, lun)
+        if copy.failed:
+            error = DriveNotOnline(
+                f"drive {task.objects[-1]} failed while LUN {lun.name!r} moved there; the LUN is where it was",
+                remedy="choose another drive",
+            )
+            return self._fail(task, error)
+        return self._told(self.progress(task.id))
+
+    def _regenerate(self, task: Task, lun: Lun) -> Task:
+        """What is on the leaving drive cannot be copied: it is given up, and regenerated from the others where it was to go."""
+        name = task.objects[1]
+        leaving = {index for index, member in enumerate(lun.members) if member.drive == task.leaving}
+        unusable = self.observed.lost(self.document, lun) | lun.rebuilding | leaving
+        if not lun.layout.survives(len(lun.members), unusable):
+            error = ObjectFailed(
+                f"LUN {lun.name!r} cannot be copied from drive {name} as a whole, and there is nothing to regenerate it from",
+                remedy="what can be read is there still: save it, then restore the LUN from a backup",
+            )
+            return self._fail(task, error)
+        document = replace.abandoned(self.document, lun)
+        lun = document.lun_of(lun.uuid)
+        for index in leaving:
+            lun = lun.with_member(index, msgspec.structs.replace(lun.members[index], state=MemberState.FAILED))
+        self.store(self._accounted(document.with_lun(lun), task))
+        self._run(converge(self.document, self.observe()), wanted=None)
+        message = f"drive {name} could not be read as a whole: LUN {lun.name} is regenerated from its other members"
+        self._tell("member_failed", message, lun=lun.name, drive=name)
+        return self._substitute_more(self.document.task(task.id), lun)
+
+    def _substitute_more(self, task: Task, lun: Lun) -> Task:
+        """A member was lost during a task. A recovery gets it a substitute too, where there is one; everything else ends."""
+        self._note()
+        lun = self.document.lun_of(lun.uuid)
+        if task.kind is TaskKind.SCRUB:
+            return self._fail(task, _lost_meanwhile(self.document, lun, task))
+        try:
+            proposal, following = recover.begin(self.document, self.observe(), lun, task, _ids())
+            self.carry_out(proposal)
+        except (NotEnoughDrives, NotEnoughSpace) as error:
+            if lun.rebuilding:
+                return self.document.task(task.id)  # The others go on.
+            return self._fail(task, error)
+        except BlkrecovError as error:
+            return self._fail(task, error)
+        if following.state.ended:
+            return self.document.task(task.id)
+        return self._started(following)
+
+    def _finish(self, task: Task, lun: Lun) -> Task:
+        if lun.lost and (task.kind is TaskKind.RECOVER or Phase.REBUILD in task.phases):
+            return self._substitute_more(task, lun)
+        message = task.message
+        if lun.mismatches and task.kind is not TaskKind.SCRUB:
+            message += f"; put that right with: blkrecov scrub {lun.name} --repair"
+        self.store(self._accounted(self.document, tasks.completed(task, message)))
+        self._run(converge(self.document, self.observe()), wanted=None)
+        task = self.document.task(task.id)
+        self._tell("done", f"{task.kind.value} of LUN {lun.name} is done: {message}", task=task)
+        return task
+
+    def _fail(self, task: Task, error: BlkrecovError) -> Task:
+        noted = take_note(self.document, self.observed, unclean=False)
+        noted = replace.abandoned(noted, noted.lun_of(task.lun))
+        self.store(self._accounted(noted, tasks.failed(task, error)))
+        self._run(converge(self.document, self.observe()), wanted=None)
+        task = self.document.task(task.id)
+        self._tell("failed", error.message, task=task, remedy=error.remedy)
+        return task
+
+    def cancel(self, number: int) -> Task:
+        """Stop a task. A LUN whose rebuild is cancelled stays as degraded as it was, and a later Recover goes on from there:
+        the substitute stays, and is kept up to date as far as it is rebuilt, for md keeps writing to it.
+
+        Raises: CancelTooLate for a task that has ended, or restored the redundancy; Cancelled for one that is that already.
+        """
+        task = self.advance(number)
+        stopped = tasks.cancelled(task)
+        phase = tasks.phase(task)
+        lun = self.document.lun_of(task.lun)
+        document = self.document
+        if task.state is TaskState.IN_PROGRESS:
+            if phase is Phase.REBUILD and lun.rebuilding:
+                document = document.with_lun(msgspec.structs.replace(lun, frozen=True))
+            elif phase is Phase.COPY:
+                document = replace.abandoned(document, lun)
+            elif phase in _WORDS and not task.paused:
+                self._stop_check(lun)
+        self.store(self._accounted(document, stopped))
+        self._run(converge(self.document, self.observe()), wanted=None)
+        self._tell("cancelled", f"{task.kind.value} of LUN {lun.name} was cancelled", task=stopped)
+        self._give_turns()
+        return self.document.task(number)
+
+    def pause(self, number: int) -> Task:
+        """Hold a task up until resume(), over restarts too. A rebuild keeps its place; a check goes on where it was as long as
+        the machine runs, and begins anew after a restart, because dm-raid keeps a check's place in memory only.
+
+        Raises: InvalidOperation.
+        """
+        task = tasks.paused(self.advance(number))
+        lun = self.document.lun_of(task.lun)
+        document = self.document
+        phase = tasks.phase(task)
+        if phase is Phase.REBUILD:
+            document = document.with_lun(msgspec.structs.replace(lun, frozen=True))
+        elif phase in _WORDS:
+            self._stop_check(lun)
+            raid = self.observe().raid(lun)
+            task = msgspec.structs.replace(task, mismatches=task.mismatches + (raid.mismatch if raid else 0))
+        self.store(self._accounted(document, task))
+        self._run(converge(self.document, self.observe()), wanted=None)
+        self._tell("paused", f"{task.kind.value} of LUN {lun.name} is paused", task=task)
+        return self.document.task(number)
+
+    def resume(self, number: int) -> Task:
+        """Raises: InvalidOperation for a task that is not paused."""
+        task = tasks.resumed(self.document.task(number))
+        lun = self.document.lun_of(task.lun)
+        self.store(self._accounted(self.document.with_lun(msgspec.structs.replace(lun, frozen=False)), task))
+        self._run(converge(self.document, self.observe()), wanted=None)
+        self._ask(task, lun)
+        self._tell("resumed", f"{task.kind.value} of LUN {lun.name} goes on", task=task)
+        return self.document.task(number)
+
+    def wait(
+        self, number: int, *, on_progress: Callable[[Progress], None] | None = None, timeout_s: float | None = None
+    ) -> Task:
+        """Wait for a task's end, without holding the lock. Ends as soon as the kernel tells of the end, which it does by event.
+
+        Looks after the array's other tasks meanwhile: one of them may be what this one waits for.
+
+        Raises: TimedOut; the task goes on.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        task = self.advance(number)
+        ripe_before = False
+        with EventWatcher() as events:
+            while not task.state.ended:
+                events.changed()
+                with self.unlocked():
+                    if on_progress is not None:
+                        on_progress(self.progress(number))
+                    ripe = self.ripe()
+                    self.govern()
+                    if not ripe or ripe_before:
+                        # Ripe twice in a row: the kernel is between two of its own steps.
+                        events.wait(TICK_S if on_progress or ripe else EVENT_PATIENCE_S)
+                ripe_before = ripe
+                if ripe:
+                    self.reload()
+                    self.advance_all()
+                    task = self.document.task(number)
+                if deadline is not None and not task.state.ended and time.monotonic() >= deadline:
+                    raise TimedOut(
+                        f"task {number} has not ended within {timeout_s:g} s; it goes on",
+                        remedy=f"wait for it with: blkrecov task wait {number}",
+                    )
+        if on_progress is not None:
+            on_progress(self.progress(number))
+        return task
+
+    def ripe(self) -> bool:
+        """Whether something is due for a task: the kernel has come to the end of its work one way or another, a quarter has
+        passed, or another process has changed the array. Needs no lock, and changes nothing.
+        """
+        if self.outdated():
+            return True
+        self._look()
+        return any(self._is_ripe(task) for task in self.document.tasks if not task.state.ended)
+
+    def _is_ripe(self, task: Task) -> bool:
+        if task.state is TaskState.QUEUED:
+            return not turns.must_wait(self.document, self.document.lun_of(task.lun))
+        if task.paused:
+            return False
+        lun, phase = self.document.lun_of(task.lun), tasks.phase(task)
+        if phase is Phase.COPY:
+            copy = replace.copied(self.document, self.observed, lun)
+            if copy.complete or copy.failed or self.observed.failed_legs(lun) - lun.lost:
+                return True
+            return tasks.quarter(self.progress(task.id).task) > task.percent
+        raid = self.observed.raid(lun)
+        if phase is None or raid is None or set(raid.lost) - lun.lost:
+            return True
+        if raid.action is SyncAction.IDLE and raid.done == raid.total:
+            return True
+        progress = self.progress(task.id)
+        enough = phase is Phase.VERIFY and progress.fraction >= 0.999
+        return enough or tasks.quarter(progress.task) > task.percent
+
+    def advance_all(self) -> None:
+        self.observe()
+        self._note()
+        for task in self.document.tasks:
+            if not task.state.ended:
+                self.advance(task.id)
+
+    def _take_up(self, task: Task) -> None:
+        """A task that an earlier process began: the kernel may have ended it, or may have to be asked again."""
+        if task.state is TaskState.IN_PROGRESS and not task.paused:
+            lun = self.document.lun_of(task.lun)
+            raid = self.observed.raid(lun)
+            word = _WORDS.get(tasks.phase(task) or Phase.REBUILD)
+            if word is not None and raid is not None and not self._was_here(task):
+                # A check does not survive a restart of the machine; it is asked for again from its start.
+                if raid.action is SyncAction.IDLE:
+                    self._actor.act(plex_message(self.document, lun, word))
+                    self.observe()
+                self._begun(task.id)
+        self.advance(task.id)
+
+    def _was_here(self, task: Task) -> bool:
+        return task.boot == catalog.boot_id()
+
+    def _accounted(self, document: Document, task: Task) -> Document:
+        """The document with a task that knows the bytes which this process has moved since it was last asked."""
+        moved = self.counter.bytes_read + self.counter.bytes_written
+        task = msgspec.structs.replace(task, bytes_process=task.bytes_process + moved - self._accounted_for)
+        self._accounted_for = moved
+        return document.with_task(task)
+
+    # How fast.
+
+    def set_rates(self, number: int, minimum: int | None, maximum: int | None) -> Task:
+        """Change a task's rates while it runs, in bytes per second and member; 0 is the array's, None leaves one as it is.
+
+        Raises: InvalidArgument, InvalidOperation for a task that has ended.
+        """
+        self.store(self._accounted(self.document, tasks.rated(self.document.task(number), minimum, maximum)))
+        self._set_limits()
+        return self.document.task(number)
+
+    def govern(self) -> None:
+        """Look who else uses the drives of what is synchronised, and let the kernel's limits follow. Needs no lock.
+
+        To be called while tasks are under way, as often as one likes: samples that are too close are not compared.
+        """
+        running = {task.lun for task in self.document.tasks if not task.state.ended}
+        if not running:
+            self._governor = Governor()
+            return
+        syncing = {lun.uuid for lun in self.document.luns if _is_syncing(self.observed.raid(lun))}
+        sample = pressure.sample(self.document, self.observed, running | syncing)
+        self._governor = self._governed().after(sample)
+        self._set_limits()
+
+    def _governed(self) -> Governor:
+        lowest, highest = tasks.rates(self.document)
+        usual = self._speed.usual()
+        minimum = usual.minimum if usual else MD_MINIMUM
+        return dataclasses.replace(self._governor, rate_min=lowest, rate_max=highest, usual_minimum=minimum)
+
+    def _set_limits(self) -> None:
+        if any(lun.layout.fault_tolerant for lun in self.document.luns):
+            try:
+                self._speed.apply(self._governed().limits)
+            except ProviderFailure as error:
+                log.info("%s", error.message)  # As in a container: then md's own limits hold.
+
+    # Looking after the array.
+
+    def attend(self, now: float | None = None) -> None:
+        """Do all that is due: note what has failed, carry tasks on, recover and scrub by itself as far as that is wanted."""
+        now = time.time() if now is None else now
+        self.advance_all()
+        self._recover_by_itself()
+        self._scrub_by_itself(int(now))
+
+    def _note(self) -> None:
+        """Write down what was lost, before it is done without; and tell it."""
+        before = self.document
+        noted = take_note(before, self.observed, unclean=False)
+        noted = flapping.noted(before, noted, int(time.time()))
+        if noted == before:
+            return
+        self.store(noted)
+        self._run(converge(self.document, self.observed), wanted=None)
+        for lun in noted.luns:
+            for index in sorted(lun.lost - before.lun_of(lun.uuid).lost):
+                name = noted.drive_of(lun.members[index].drive).name
+                self._tell(
+                    "member_failed",
+                    f"LUN {lun.name} lost member {index} on drive {name}",
+                    lun=lun.name,
+                    drive=name,
+                    remedy=f"run: blkrecov recover {lun.name}",
+                )
+        for drive in noted.drives:
+            if drive.failing and not before.drive_of(drive.uuid).failing:
+                message = f"drive {drive.name} is set aside: {drive.failing}"
+                remedy = f"replace it, or trust it again with: blkrecov drive trust {drive.name}"
+                self._tell("drive_set_aside", message, drive=drive.name, remedy=remedy)
+
+    def _recover_by_itself(self) -> None:
+        wanted = self.document.auto_recover
+        if wanted is None:
+            wanted = any(drive.hot_spare and drive.online for drive in self.document.drives)
+        if not wanted:
+            return
+        degraded = [
+            lun
+            for lun in self.document.luns
+            if lun.layout.fault_tolerant and lun.lost and not lun.frozen and self.document.task_on(lun.uuid) is None
+        ]
+        for lun in sorted(degraded, key=lambda lun: turns.endangered(self.document, self.observed, lun)):
+            try:
+                proposal, task = self.propose_recover(lun.name, None)
+                self.start(proposal, task)
+            except BlkrecovError as error:
+                self._tell_impossible(lun, error)
+            else:
+                self._impossible.pop(lun.uuid, None)
+
+    def _tell_impossible(self, lun: Lun, error: BlkrecovError) -> None:
+        """Once for each reason, not each time that we look."""
+        if self._impossible.get(lun.uuid) != error.message:
+            self._impossible[lun.uuid] = error.message
+            message = f"LUN {lun.name} cannot be recovered: {error.message}"
+            self._tell("recovery_impossible", message, lun=lun.name, remedy=error.remedy)
+
+    def _scrub_by_itself(self, now: int) -> None:
+        """One LUN at a time: scrubs that share drives slow each other down, and nobody waits for them."""
+        if any(not task.state.ended for task in self.document.tasks):
+            return
+        for lun in schedule.due(self.document, now):
+            try:
+                proposal, task = self.propose_scrub(lun.name, repair=False)
+                self.start(proposal, task)
+            except BlkrecovError as error:
+                log.info("LUN %s is due for a scrub, which has to wait: %s", lun.name, error.message)
+            else:
+                return
+
+    def _tell(
+        self,
+        what: str,
+        message: str,
+        *,
+        task: Task | None = None,
+        lun: str | None = None,
+        drive: str | None = None,
+        remedy: str = "",
+    ) -> None:
+        """Tell an event. Of a task `what` is how it fares, and its kind is the rest of the event's name."""
+        if task is not None:
+            lun = next((item.name for item in self.document.luns if item.uuid == task.lun), lun)
+            what = f"{_NOUNS[task.kind]}_{what}"
+        self.events.tell(
+            EventKind(what),
+            message,
+            array=self.document.name,
+            lun=lun,
+            drive=drive,
+            task=task.id if task else None,
+            percent=task.percent if task else None,
+            remedy=remedy,
+        )
+
+
+def _ids() -> Iterator[UUID]:
+    while True:
+        yield uuid4()
+
+
+def _rated(proposal: Proposal, task: Task, minimum: int | None, maximum: int | None) -> tuple[Proposal, Task]:
+    """A proposal whose task has rates of its own, if any are asked for."""
+    if task.state.ended:
+        return proposal, task
+    task = tasks.rated(task, minimum, maximum)
+    return dataclasses.replace(proposal, document=proposal.document.with_task(task)), task
+
+
+def _bound(lun: Lun) -> Sectors:
+    """What the check after a recovery reads, of all members together."""
+    return Sectors(sum(min(member.length, sectors(VERIFIED)) for member in lun.members))
+
+
+def _is_syncing(raid: RaidStatus | None) -> bool:
+    return raid is not None and raid.action is not SyncAction.IDLE
+
+
+def _compared(lun: Lun, moved: Sectors, raid: RaidStatus, phase: Phase) -> str:
+    """What a check has found, for people."""
+    if phase is Phase.CHECK:
+        return f"{lun.mismatches} mismatches"
+    each = Bytes(in_bytes(moved) // len(lun.members))
+    return f"verified: {format_size(each)} of each member compared, {int(raid.mismatch)} mismatches"
+
+
+def _lost_meanwhile(document: Document, lun: Lun, task: Task) -> DriveNotOnline:
+    lost = sorted(lun.lost)
+    drives = ", ".join(document.drive_of(lun.members[index].drive).name for index in lost)
+    return DriveNotOnline(
+        f"LUN {lun.name!r} lost member {', '.join(map(str, lost))} (drive {drives}) during its {task.kind.value}",
+        remedy=f"run: blkrecov recover {lun.name}",
+    )

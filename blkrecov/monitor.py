@@ -1,0 +1,64 @@
+"""The monitor: looks after an array for as long as it runs, and does nothing while nothing happens.
+
+It sleeps until the kernel tells of an event (device-mapper's control node), another process has changed the array (its bell), or
+the next scrub is due; then it takes the lock, does what is due (Array.attend), and lets go again. Only while tasks are under way
+does it look four times a second, because progress makes no events. Whatever it does any command does as well: it can be killed
+at any moment, and the next one goes on.
+"""
+
+import select
+import time
+
+from blkrecov import schedule
+from blkrecov.array import TICK_S, Array
+from blkrecov.bell import Bell
+from blkrecov.dm.events import EventWatcher
+
+
+class Monitor:
+    """Made with an open array; `end` may be called from a signal handler or another thread."""
+
+    def __init__(self, array: Array) -> None:
+        self._array = array
+        self._ended = False
+
+    def end(self) -> None:
+        self._ended = True
+        self._array.ring()
+
+    def run(self) -> None:
+        """Until end() is called. Raises: DeviceInUse where the array has a monitor already."""
+        with Bell(self._array.bell) as bell, EventWatcher() as events:
+            events.changed()
+            self._array.attend()
+            while not self._ended:
+                with self._array.unlocked():
+                    self._sleep(events, bell)
+                if not self._ended:
+                    self._array.reload()
+                    self._array.attend()
+
+    def _sleep(self, events: EventWatcher, bell: Bell) -> None:
+        """Until something is due."""
+        poll = select.poll()
+        poll.register(events.fileno(), select.POLLIN)
+        poll.register(bell.fileno(), select.POLLIN)
+        while not self._ended:
+            busy = any(not task.state.ended and not task.paused for task in self._array.document.tasks)
+            if busy:
+                if self._array.ripe():
+                    return
+                self._array.govern()
+            ready = poll.poll(1000 * TICK_S if busy else self._until_scrub_ms())
+            bell.hush()
+            if any(descriptor == events.fileno() for descriptor, _ in ready):
+                events.arm()
+                return
+            if self._array.outdated() or not (ready or busy):
+                return
+
+    def _until_scrub_ms(self) -> float | None:
+        """None: until something happens."""
+        now = time.time()
+        due = schedule.next_due(self._array.document, int(now))
+        return None if due is None else 1000 * max(TICK_S, due - now)
