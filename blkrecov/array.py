@@ -10,20 +10,21 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from uuid import UUID, uuid4
 
 import msgspec
 
 from blkrecov import catalog, flapping, pressure, recover, replace, schedule, scrub, tasks, turns
+from blkrecov.catalog import Discovered
 from blkrecov.converge import converge, take_note
 from blkrecov.dm import counters, names
 from blkrecov.dm.events import EventWatcher
 from blkrecov.dm.speed import SpeedLimits
 from blkrecov.dm.status import LegHealth, RaidStatus, SyncAction
-from blkrecov.engine import Engine
+from blkrecov.engine import Engine, Lock
 from blkrecov.errors import (
     BlkrecovError,
     DriveNotOnline,
@@ -38,6 +39,8 @@ from blkrecov.events import EventKind, EventLog
 from blkrecov.governor import MD_MINIMUM, Governor
 from blkrecov.model import (
     Document,
+    Drive,
+    DriveStatus,
     Lun,
     MemberState,
     Phase,
@@ -47,6 +50,7 @@ from blkrecov.model import (
 )
 from blkrecov.progress import Meter
 from blkrecov.proposal import Proposal, plex_message
+from blkrecov.settings import Settings
 from blkrecov.units import GIB, Bytes, Sectors, format_size, in_bytes, sectors
 
 log = logging.getLogger(__name__)
@@ -76,18 +80,21 @@ class Progress:
 class Array(Engine):
     """An open array whose long operations can be started, watched, waited for and stopped. Made by Array.opened()."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, settings: Settings, found: Discovered, lock: Lock, resources: ExitStack) -> None:
+        super().__init__(settings, found, lock, resources)
         self.events: Final = EventLog(self._settings.state)
         self._meters: dict[tuple[int, int], Meter] = {}
         self._accounted_for = 0
         self._impossible: dict[UUID, str] = {}
+        self._scrub_tried: dict[UUID, float] = {}
         self._speed = SpeedLimits()
         self._governor = Governor()
 
     def assemble(self) -> None:
         """Bring up the array, and go on with the tasks that an earlier process began."""
+        before = self.document
         super().assemble()
+        self._tell_losses(before)
         self._set_limits()
         for task in self.document.tasks:
             if not task.state.ended:
@@ -96,6 +103,12 @@ class Array(Engine):
     def carry_out(self, proposal: Proposal) -> None:
         super().carry_out(proposal)
         self._set_limits()
+
+    def fail_drive(self, name: str) -> Drive:
+        before = self.document
+        drive = super().fail_drive(name)
+        self._tell_losses(before)
+        return drive
 
     def stop(self) -> None:
         super().stop()
@@ -631,21 +644,31 @@ class Array(Engine):
             return
         self.store(noted)
         self._run(converge(self.document, self.observed), wanted=None)
-        for lun in noted.luns:
-            for index in sorted(lun.lost - before.lun_of(lun.uuid).lost):
-                name = noted.drive_of(lun.members[index].drive).name
+        self._tell_losses(before)
+
+    def _tell_losses(self, before: Document) -> None:
+        """What was well in an earlier version of the document, and is not now; and the other way round."""
+        known = {drive.uuid: drive for drive in before.drives}
+        for drive in self.document.drives:
+            earlier = known.get(drive.uuid, drive)
+            if earlier.online and not drive.online:
                 self._tell(
-                    "member_failed",
-                    f"LUN {lun.name} lost member {index} on drive {name}",
-                    lun=lun.name,
-                    drive=name,
-                    remedy=f"run: blkrecov recover {lun.name}",
+                    "drive_failed", f"drive {drive.name} is {drive.status.value}: {drive.reason}", drive=drive.name
                 )
-        for drive in noted.drives:
-            if drive.failing and not before.drive_of(drive.uuid).failing:
+            if drive.online and earlier.status in (DriveStatus.FAILED, DriveStatus.REMOVED):
+                self._tell("drive_returned", f"drive {drive.name} is back", drive=drive.name)
+            if drive.failing and not earlier.failing:
                 message = f"drive {drive.name} is set aside: {drive.failing}"
                 remedy = f"replace it, or trust it again with: blkrecov drive trust {drive.name}"
                 self._tell("drive_set_aside", message, drive=drive.name, remedy=remedy)
+        lost = {lun.uuid: lun.lost for lun in before.luns}
+        for lun in self.document.luns:
+            for index in sorted(lun.lost - lost.get(lun.uuid, lun.lost)):
+                name = self.document.drive_of(lun.members[index].drive).name
+                message = f"LUN {lun.name} lost member {index} on drive {name}"
+                self._tell(
+                    "member_failed", message, lun=lun.name, drive=name, remedy=f"run: blkrecov recover {lun.name}"
+                )
 
     def _recover_by_itself(self) -> None:
         wanted = self.document.auto_recover
@@ -679,6 +702,9 @@ class Array(Engine):
         if any(not task.state.ended for task in self.document.tasks):
             return
         for lun in schedule.due(self.document, now):
+            if now - self._scrub_tried.get(lun.uuid, 0.0) < schedule.DAY:
+                continue  # It was cancelled, or could not be done: a day is soon enough to try again.
+            self._scrub_tried[lun.uuid] = now
             try:
                 proposal, task = self.propose_scrub(lun.name, repair=False)
                 self.start(proposal, task)

@@ -22,10 +22,11 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from blkrecov import catalog, observer, provision, views
+from blkrecov import catalog, flapping, observer, provision, views
 from blkrecov.actor import Actor
 from blkrecov.bell import ring
 from blkrecov.catalog import Discovered
+from blkrecov.condition import state_of
 from blkrecov.converge import Group, converge, converge_ports, take_note
 from blkrecov.dm import names
 from blkrecov.dm.control import Control
@@ -186,6 +187,7 @@ class Engine:
 
     def assemble(self) -> None:
         """Make the kernel's devices what the document says; for all LUNs that can be, whatever the others do."""
+        before = self.document
         self._clear_up()
         self._attach()
         self.observe()
@@ -193,7 +195,7 @@ class Engine:
             self._act_on(ports)
             self.observe()
         unclean = bool(self.document.running)
-        noted = take_note(self.document, self.observed, unclean=unclean)
+        noted = flapping.noted(before, take_note(self.document, self.observed, unclean=unclean), int(time.time()))
         boot = catalog.boot_id()
         if noted.luns and noted.running != boot:
             noted = msgspec.structs.replace(noted, running=boot)
@@ -623,7 +625,7 @@ class Engine:
         return holders(f"/dev/dm-{live.number.partition(':')[2]}") if live else ()
 
     def refuse_failed(self, lun: Lun) -> None:
-        status, _health = views.state_of(self.document, self.observed, lun)
+        status, _health = state_of(self.document, self.observed, lun)
         if status.value == "failed":
             raise ObjectFailed(f"LUN {lun.name!r} has failed: it has lost more than its layout can do without")
 

@@ -480,7 +480,7 @@ def decode(payload: bytes) -> Document:
                 remedy="use the version of blkrecov that wrote it, or a later one",
             )
         return msgspec.json.decode(payload, type=Document)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise MetadataCorrupt(f"the array's configuration does not decode: {error}") from error
 
 

@@ -2,8 +2,8 @@
 
 Three recoveries, chosen by what is wrong:
 
-    substitution of a spare      a member is lost: another drive gets its place, the kernel regenerates its contents; or it is on a
-                                 drive that is failing and can be read still: then it is copied underneath (blkrecov.replace)
+    substitution of a spare      a member is lost: another drive gets its place, the kernel regenerates its contents; or its drive
+                                 is failing and can be read still: then it is copied underneath (blkrecov.replace)
     mirror resynchronisation     members are there and not in sync: the kernel is at it, or is asked for it
     parity regeneration          a scrub counted mismatches, or power was cut while a member was lost: the kernel repairs
 
@@ -22,7 +22,7 @@ from uuid import UUID
 import msgspec
 
 from blkrecov import geometry, replace, tasks, turns
-from blkrecov.dm.status import LegHealth, SyncAction
+from blkrecov.condition import endangered, is_syncing
 from blkrecov.errors import InvalidArgument, InvalidOperation, NotEnoughDrives, NotEnoughSpace, ObjectFailed
 from blkrecov.model import Document, Drive, Lun, MemberState, Phase, Task, TaskKind, TaskState
 from blkrecov.observed import Observed
@@ -32,8 +32,8 @@ from blkrecov.provision import refuse_busy
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is wrong with a LUN. `held`: substitutes whose rebuild was cancelled, and can go on from where it was. `failing`: drives
-    that are set aside, and have a member of it that is good still.
+    """What is wrong with a LUN. `held`: substitutes whose rebuild was cancelled, and can go on from where it was. `failing`:
+    drives that are set aside, and have a member of it that is good still.
     """
 
     lost: frozenset[int]
@@ -60,18 +60,9 @@ def examine(document: Document, observed: Observed, lun: Lun) -> Finding:
             f"LUN {lun.name!r} is {lun.layout.value}: without redundancy there is nothing to recover from",
             remedy="restore its contents from a shadow copy or a backup",
         )
-    raid = observed.raid(lun)
-    syncing = raid is not None and (
-        raid.action in (SyncAction.RESYNC, SyncAction.RECOVER)
-        or (raid.action is SyncAction.REPAIR and raid.done < raid.total)
-        or LegHealth.OUT_OF_SYNC in raid.legs
-    )
+    syncing = is_syncing(observed.raid(lun))
     disagree = lun.suspect or bool(lun.mismatches)
-    failing = tuple(
-        drive
-        for index, member in enumerate(lun.members)
-        if index not in lost and (drive := document.drive_of(member.drive)).failing
-    )
+    failing = tuple(document.drive_of(lun.members[index].drive) for index in sorted(endangered(document, lun) - lost))
     held = lun.frozen and bool(lun.rebuilding)
     return Finding(lost=lost, held=held, syncing=syncing, disagree=disagree, failing=failing)
 

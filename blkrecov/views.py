@@ -3,54 +3,19 @@
 Sizes are bytes. Status and health are the names of VDS's enums in lower case without prefix.
 """
 
-from typing import Any, Final
+from typing import Any
 
 from blkrecov import geometry
-from blkrecov.dm.status import LegHealth, RaidStatus, SyncAction
+from blkrecov.condition import state_of
+from blkrecov.dm.status import LegHealth, SyncAction
 from blkrecov.errors import Code
 from blkrecov.geometry import Region
-from blkrecov.model import Document, Drive, DriveStatus, Health, Layout, Lun, LunStatus, Member, MemberState, Task
+from blkrecov.model import Document, Drive, DriveStatus, Layout, Lun, Member, MemberState, Task
 from blkrecov.observed import Observed
 from blkrecov.page83.identity import naa_of_serial, serial_of
 from blkrecov.units import Sectors, in_bytes, sectors
 
 Json = dict[str, Any]
-_SYNCING: Final = (SyncAction.RESYNC, SyncAction.RECOVER, SyncAction.REPAIR)
-
-
-def state_of(document: Document, observed: Observed, lun: Lun) -> tuple[LunStatus, Health]:
-    """VDS_LUN_STATUS and VDS_HEALTH of a LUN, as far as can be told."""
-    lost = observed.lost(document, lun)
-    if not observed.survives(document, lun):
-        return LunStatus.FAILED, Health.FAILED
-    if not observed.loaded(lun):
-        return LunStatus.OFFLINE, Health.UNKNOWN
-    weak = _on_failing_drives(document, lun) - lost
-    if lost:
-        unusable = lost | lun.rebuilding
-        last = any(not lun.layout.survives(len(lun.members), unusable | {index}) for index in weak)
-        return LunStatus.ONLINE, Health.FAILED_REDUNDANCY_FAILING if last else Health.FAILED_REDUNDANCY
-    raid = observed.raid(lun)
-    if lun.rebuilding or _syncing(raid):
-        return LunStatus.ONLINE, Health.REBUILDING
-    if lun.suspect or lun.mismatches or (weak and lun.layout.fault_tolerant):
-        return LunStatus.ONLINE, Health.FAILING_REDUNDANCY
-    return LunStatus.ONLINE, Health.FAILING if weak else Health.HEALTHY
-
-
-def _on_failing_drives(document: Document, lun: Lun) -> frozenset[int]:
-    """The members in sync that are on drives which are set aside: they work, and may be gone soon."""
-    return frozenset(
-        index
-        for index, member in enumerate(lun.members)
-        if member.state is MemberState.IN_SYNC and document.drive_of(member.drive).failing
-    )
-
-
-def _syncing(raid: RaidStatus | None) -> bool:
-    if raid is None:
-        return False
-    return LegHealth.OUT_OF_SYNC in raid.legs or (raid.action in _SYNCING and raid.done < raid.total)
 
 
 def tolerance(document: Document, observed: Observed, lun: Lun) -> int:

@@ -1,6 +1,5 @@
 """blkrecov: the program."""
 
-import errno
 import logging
 import os
 import sys
@@ -9,14 +8,7 @@ import click
 
 from blkrecov.cli import array, drive, events, lun, operations, page83, task
 from blkrecov.cli.common import Options, common, tell_error, tell_usage
-from blkrecov.errors import BlkrecovError, Code
-
-
-class OutOfResources(BlkrecovError):
-    """Memory, or what the kernel has a limited number of."""
-
-    code = Code.E_OUTOFMEMORY
-    default_remedy = "free memory, or raise the limit, and try again"
+from blkrecov.errors import BlkrecovError, Code, resources
 
 
 class Unexpected(BlkrecovError):
@@ -46,6 +38,8 @@ for command in operations.COMMANDS:
 def main() -> None:
     """The entry point: every ending has an exit status, and every error its words."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    # What happens while a command runs is in its result, and kept: blkrecov events.
+    logging.getLogger("blkrecov.events").setLevel(logging.ERROR)
     options = Options(json="--json" in sys.argv[1:])
     sys.exit(run(options))
 
@@ -53,7 +47,8 @@ def main() -> None:
 def run(options: Options) -> int:
     try:
         # Outside its standalone mode click gives the status of Context.exit() back, and else what the command returns: None.
-        return cli.main(prog_name="blkrecov", standalone_mode=False, obj=options) or 0
+        with resources():
+            return cli.main(prog_name="blkrecov", standalone_mode=False, obj=options) or 0
     except BlkrecovError as error:
         tell_error(error, as_json=options.json)
         return 1
@@ -72,16 +67,10 @@ def run(options: Options) -> int:
         # Whoever read us has what it wanted; the interpreter must not complain about its last flush either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except MemoryError:
-        tell_error(OutOfResources("there is not enough memory"), as_json=options.json)
-        return 1
     except Exception as error:
         if options.verbose:
             raise
-        if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.ENFILE, errno.EMFILE):
-            tell_error(OutOfResources(str(error)), as_json=options.json)
-        else:
-            tell_error(Unexpected(f"{type(error).__name__}: {error}"), as_json=options.json)
+        tell_error(Unexpected(f"{type(error).__name__}: {error}"), as_json=options.json)
         return 1
 
 

@@ -104,7 +104,7 @@ def status(context: click.Context) -> None:
             for task in array.document.tasks
             if not task.state.ended
         ]
-    well = all(item["status"] == "online" for item in view["drives"]) and all(
+    well = all(item["health"] == "healthy" for item in view["drives"]) and all(
         item["health"] == "healthy" for item in view["luns"]
     )
     if options().json:

@@ -25,15 +25,15 @@ from typing import Any, Final
 
 from blkrecov import engine, stack
 from blkrecov.actor import Actor
+from blkrecov.array import Array
 from blkrecov.converge import converge
 from blkrecov.dm import names
 from blkrecov.dm.control import Control
 from blkrecov.drives import loop, raw
 from blkrecov.drives.store import DriveStore
-from blkrecov.array import Array
 from blkrecov.errors import BlkrecovError
 from blkrecov.model import Document, Lun, MemberState
-from blkrecov.units import MIB, SECTOR, Bytes
+from blkrecov.units import KIB, MIB, SECTOR, Bytes
 from tests.crash import inside
 from tests.crash.pattern import BLOCK, content
 from tests.crash.power import Json, order_of, told
@@ -58,6 +58,8 @@ CHANGING: Final = (
 )
 LOOP_CHANGING: Final = (loop.LOOP_CONFIGURE, loop.LOOP_CLR_FD)
 KILLED: Final = 9
+# Bytes per second and member: a recovery that is begun is not over before it is looked at.
+SLOWLY: Final = 16 * KIB
 PATTERN: Final = content(1, 0, MIBS * MIB // BLOCK, 1)
 
 
@@ -160,7 +162,7 @@ def fail(array: Array) -> None:
 
 
 def recover(array: Array) -> None:
-    array.start(*array.propose_recover("y", None))
+    array.start(*array.propose_recover("y", None, rate_max=SLOWLY))
 
 
 OPERATIONS: Final[dict[str, Callable[[Array], None]]] = {
@@ -258,7 +260,6 @@ def fits(y: Lun, operation: str) -> bool:
 
 
 def make_lun(array: Array, name: str, drives: str, *, exported: bool) -> None:
-    stack.RECOVERY_CEILING = 2**20  # type: ignore[misc]  # In this process only.
     request = inside.request(name, "raid1", MIBS, drives, exported=exported)
     lun = array.create_lun(array.propose_lun(request))
     inside.write_all(inside.disk_of(array, lun), PATTERN)
@@ -396,7 +397,6 @@ def ready() -> None:
     """The file system with the drives' files; a machine that starts for the first time makes it, and the array."""
     import rtslib_fb  # noqa: F401  # Once, and not in every process that is forked.
 
-    stack.RECOVERY_CEILING = 16  # type: ignore[misc]  # KiB/s: a recovery that is begun is not over before it is looked at.
     Path("/proc/sys/dev/raid/speed_limit_min").write_text("1")
     FILES.mkdir()
     disk = inside.ubd(0)

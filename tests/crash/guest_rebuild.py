@@ -1,32 +1,31 @@
 """In the guest: LUNs that lose a drive and are being rebuilt, slowly, until the host cuts the power.
 
-Order: luns [[name, layout, MiB, drives]], drives, fail, sixteenths (how far every rebuild is when the host is told).
+Order: luns [[name, layout, MiB, drives]], drives, fail (drives), sixteenths (how far every rebuild is when the host is told).
 """
 
 import signal
 import sys
 
-from blkrecov import stack
-from blkrecov.units import MIB
+from blkrecov.units import KIB, MIB
 from tests.crash import inside
 from tests.crash.pattern import BLOCK, content
 from tests.crash.power import Json, order_of
 
-# KiB/s per leg, and md's own floor, below which it does not slow down: a rebuild takes seconds instead of milliseconds.
-SLOWLY = 2048
+# Bytes per second and member, above md's own floor: a rebuild takes seconds instead of milliseconds.
+SLOWLY = 2048 * KIB
 
 
 def main(order: Json) -> None:
     inside.make([inside.request(*lun) for lun in order["luns"]], order["drives"])
-    stack.RECOVERY_CEILING = SLOWLY  # type: ignore[misc]
     with inside.opened() as array:
         for number, (name, _, mib, _) in enumerate(order["luns"]):
             disk = inside.disk_of(array, array.document.lun(name))
             inside.write_all(disk, content(number, 0, mib * MIB // BLOCK, 1))
-        array.fail_drive(order["fail"])
+        for drive in order["fail"]:
+            array.fail_drive(drive)
         tasks = {}
         for name, *_ in order["luns"]:
-            proposal, task = array.propose_recover(name, None)
+            proposal, task = array.propose_recover(name, None, rate_max=SLOWLY)
             tasks[name] = array.start(proposal, task).id
 
         def far_enough() -> bool:

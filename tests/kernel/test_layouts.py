@@ -236,7 +236,7 @@ def test_a_lun_may_be_used_and_degraded_before_its_first_synchronisation_ends(sl
         array.fail_drive("d0")
         slow.delay(0)
         task = recover(array, "vol")
-        assert (task.state, [phase.value for phase in task.phases]) == (TaskState.COMPLETED, ["rebuild", "repair"])
+        assert (task.state, [phase.value for phase in task.phases]) == (TaskState.COMPLETED, ["rebuild", "repair", "verify"])
         assert checksum(disk, 2 * MIB) == digest
         assert scrub(array, "vol").message == "0 mismatches"
         assert disagreements(array, "vol") == []

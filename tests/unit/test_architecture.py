@@ -27,7 +27,7 @@ class Layer(IntEnum):
 
 _PURE = """
     units errors model geometry governor stack steps observed converge proposal provision recover replace scrub tasks views
-    flapping progress schedule turns
+    condition flapping progress schedule turns
     dm.table dm.status dm.names dm.abi dm.superblock drives.label page83.designator page83.identity
 """
 _ACTS = """

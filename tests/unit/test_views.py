@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blkrecov import provision, recover, tasks, views
+from blkrecov.condition import state_of
 from blkrecov.errors import BlkrecovError, ObjectFailed
 from blkrecov.model import (
     Document,
@@ -61,7 +62,7 @@ def shown(document: Document, observed: Observed) -> views.Json:
 def test_a_lun_in_sync_is_healthy() -> None:
     """VDS_LS_ONLINE and VDS_H_HEALTHY."""
     document, lun = mirror()
-    assert views.state_of(document, seen(document, raid_words("AA")), lun) == (LunStatus.ONLINE, Health.HEALTHY)
+    assert state_of(document, seen(document, raid_words("AA")), lun) == (LunStatus.ONLINE, Health.HEALTHY)
 
 
 @pytest.mark.parametrize("layout", [Layout.LINEAR, Layout.RAID0])
@@ -69,25 +70,25 @@ def test_a_lun_without_redundancy_is_healthy_or_failed(layout: Layout) -> None:
     """There is nothing between."""
     document, lun = with_lun(drives(2, 40), layout)
     whole, part = seen(document, raid_words("AA")), seen(document, raid_words("AA"), away=("d1",))
-    assert views.state_of(document, whole, lun) == (LunStatus.ONLINE, Health.HEALTHY)
-    assert views.state_of(document, part, lun) == (LunStatus.FAILED, Health.FAILED)
+    assert state_of(document, whole, lun) == (LunStatus.ONLINE, Health.HEALTHY)
+    assert state_of(document, part, lun) == (LunStatus.FAILED, Health.FAILED)
 
 
 def test_a_lun_that_is_not_loaded_is_offline() -> None:
     """Nothing is wrong with it as far as can be told; nobody can use it either."""
     document, lun = mirror()
-    assert views.state_of(document, seen(document), lun) == (LunStatus.OFFLINE, Health.UNKNOWN)
+    assert state_of(document, seen(document), lun) == (LunStatus.OFFLINE, Health.UNKNOWN)
 
 
 def test_a_lun_has_lost_redundancy_whoever_says_so() -> None:
     """The document, the kernel, or a drive that is nowhere: VDS_H_FAILED_REDUNDANCY."""
     document, lun = mirror()
     degraded = (LunStatus.ONLINE, Health.FAILED_REDUNDANCY)
-    assert views.state_of(document, seen(document, raid_words("DA")), lun) == degraded
-    assert views.state_of(document, seen(document, raid_words("AA"), away=("d1",)), lun) == degraded
-    assert views.state_of(document, seen(document, raid_words("AA")), with_states(lun, LOST)) == degraded
+    assert state_of(document, seen(document, raid_words("DA")), lun) == degraded
+    assert state_of(document, seen(document, raid_words("AA"), away=("d1",)), lun) == degraded
+    assert state_of(document, seen(document, raid_words("AA")), with_states(lun, LOST)) == degraded
     failed = provision.fail_drive(document, "d0").document
-    assert views.state_of(failed, seen(failed, raid_words("AA")), failed.lun("v")) == degraded
+    assert state_of(failed, seen(failed, raid_words("AA")), failed.lun("v")) == degraded
 
 
 @pytest.mark.parametrize("words", [None, raid_words("DD"), raid_words("AA")])
@@ -96,7 +97,7 @@ def test_a_lun_that_has_lost_too_much_has_failed(words: str | None) -> None:
     document, lun = mirror()
     lun = with_states(lun, LOST, LOST)
     document = document.with_lun(lun)
-    assert views.state_of(document, seen(document, words), lun) == (LunStatus.FAILED, Health.FAILED)
+    assert state_of(document, seen(document, words), lun) == (LunStatus.FAILED, Health.FAILED)
 
 
 def test_the_last_whole_member_is_no_redundancy_for_one_that_is_being_rebuilt() -> None:
@@ -105,7 +106,7 @@ def test_the_last_whole_member_is_no_redundancy_for_one_that_is_being_rebuilt() 
     lun = with_states(lun, LOST, REBUILDING)
     document = document.with_lun(lun)
     words = raid_words("Da", "recover", "3/64")
-    assert views.state_of(document, seen(document, words), lun) == (LunStatus.FAILED, Health.FAILED)
+    assert state_of(document, seen(document, words), lun) == (LunStatus.FAILED, Health.FAILED)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_the_last_whole_member_is_no_redundancy_for_one_that_is_being_rebuilt() 
 def test_a_lun_that_the_kernel_works_on_is_rebuilding(words: str) -> None:
     """Also while the kernel is only about to begin ("Aa 64/64 idle")."""
     document, lun = mirror()
-    assert views.state_of(document, seen(document, words), lun) == (LunStatus.ONLINE, Health.REBUILDING)
+    assert state_of(document, seen(document, words), lun) == (LunStatus.ONLINE, Health.REBUILDING)
 
 
 def test_a_substitute_is_being_rebuilt_until_that_is_written_down() -> None:
@@ -128,14 +129,14 @@ def test_a_substitute_is_being_rebuilt_until_that_is_written_down() -> None:
     document, lun = mirror()
     lun = with_states(lun, REBUILDING)
     document = document.with_lun(lun)
-    assert views.state_of(document, seen(document, raid_words("AA")), lun) == (LunStatus.ONLINE, Health.REBUILDING)
+    assert state_of(document, seen(document, raid_words("AA")), lun) == (LunStatus.ONLINE, Health.REBUILDING)
 
 
 def test_a_check_is_no_rebuild() -> None:
     """It only reads."""
     document, lun = mirror()
     words = raid_words("AA", "check", "3/64")
-    assert views.state_of(document, seen(document, words), lun) == (LunStatus.ONLINE, Health.HEALTHY)
+    assert state_of(document, seen(document, words), lun) == (LunStatus.ONLINE, Health.HEALTHY)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_members_that_may_disagree_are_failing_redundancy(change: dict[str, int 
     document, lun = mirror()
     lun = msgspec.structs.replace(lun, **change)
     document = document.with_lun(lun)
-    assert views.state_of(document, seen(document, raid_words("AA")), lun) == (LunStatus.ONLINE, health)
+    assert state_of(document, seen(document, raid_words("AA")), lun) == (LunStatus.ONLINE, health)
 
 
 def set_aside(document: Document, name: str) -> Document:
@@ -165,18 +166,18 @@ def test_a_lun_on_a_drive_that_is_set_aside_is_failing(layout: Layout) -> None:
     document = set_aside(document, document.drive_of(lun.members[0].drive).name)
     observed = seen(document, raid_words("A" * len(lun.members)))
     health = Health.FAILING_REDUNDANCY if layout.fault_tolerant else Health.FAILING
-    assert views.state_of(document, observed, lun) == (LunStatus.ONLINE, health)
+    assert state_of(document, observed, lun) == (LunStatus.ONLINE, health)
 
 
 def test_a_drive_that_is_set_aside_endangers_only_what_lies_on_it_in_sync() -> None:
     """Not other LUNs, and not one that is being rebuilt onto it or from it, for which there is a word already."""
     document, lun = mirror()
     healthy = (LunStatus.ONLINE, Health.HEALTHY)
-    assert views.state_of(set_aside(document, "d2"), seen(document, raid_words("AA")), lun) == healthy
+    assert state_of(set_aside(document, "d2"), seen(document, raid_words("AA")), lun) == healthy
     lun = with_states(lun, REBUILDING)
     document = set_aside(document.with_lun(lun), "d0")
     rebuilding = (LunStatus.ONLINE, Health.REBUILDING)
-    assert views.state_of(document, seen(document, raid_words("aA", "recover", "3/64")), lun) == rebuilding
+    assert state_of(document, seen(document, raid_words("aA", "recover", "3/64")), lun) == rebuilding
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_the_last_that_holds_a_lun_may_be_failing(
     lun = with_states(lun, *states)
     document = set_aside(document.with_lun(lun), document.drive_of(lun.members[aside].drive).name)
     letters = "".join({LOST: "D", REBUILDING: "a", GOOD: "A"}[member.state] for member in lun.members)
-    assert views.state_of(document, seen(document, raid_words(letters)), lun) == (LunStatus.ONLINE, health)
+    assert state_of(document, seen(document, raid_words(letters)), lun) == (LunStatus.ONLINE, health)
 
 
 def test_what_is_lost_is_shown_before_what_is_under_way() -> None:
@@ -209,7 +210,7 @@ def test_what_is_lost_is_shown_before_what_is_under_way() -> None:
     lun = msgspec.structs.replace(with_states(lun, LOST, REBUILDING), suspect=True)
     document = document.with_lun(lun)
     observed = seen(document, raid_words("DaAA", "recover", "3/64"))
-    assert views.state_of(document, observed, lun) == (LunStatus.ONLINE, Health.FAILED_REDUNDANCY)
+    assert state_of(document, observed, lun) == (LunStatus.ONLINE, Health.FAILED_REDUNDANCY)
 
 
 # How much more may be lost.
