@@ -126,11 +126,14 @@ class Array(Engine):
                 NotEnoughDrives, NotEnoughSpace, InvalidArgument for a spare that cannot serve; IdentityMismatch;
                 OutOfResources.
         """
+        tasks.refuse_rates(rate_min, rate_max)
         with resources():
             self.refuse_mistaken()
             lun = self.document.lun(name)
             drive = self.document.drive(spare) if spare else None
             proposal, task = recover.propose(self.document, self.observed, lun, drive, _ids())
+            if task.state.ended and lun.uuid in self.trouble:
+                raise self.trouble[lun.uuid]  # No member is lost, but the LUN could not be brought up.
             self.verify(lun)
             return _rated(proposal, task, rate_min, rate_max)
 
@@ -149,6 +152,7 @@ class Array(Engine):
 
         Raises: what replace.propose() does, after NotInitialized, CacheCorrupt, ObjectDeleted and ObjectNotFound.
         """
+        tasks.refuse_rates(rate_min, rate_max)
         with resources():
             self.refuse_mistaken()
             lun, leaving = self.document.lun(name), self.document.drive(old)

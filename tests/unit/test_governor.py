@@ -130,13 +130,14 @@ def test_what_may_be_the_synchronisation_itself_is_not_somebody() -> None:
     assert Governor().after(first).after(second).limits.maximum == CEILING
 
 
-def test_other_legs_are_another_beginning() -> None:
+def test_other_devices_are_another_beginning() -> None:
     """A recovery that has begun or ended changes the sums; their difference would be a terabyte of somebody."""
     governor = run(Governor(), (A_LITTLE, 50.0))[-1]
     assert governor.last is not None
-    other = replace(governor.last, at_s=governor.last.at_s + 1, foreign=2**40, moved={"253:9": 5})
-    assert governor.after(other).limits == governor.limits
-    assert governor.after(other).last == other
+    later = replace(governor.last, at_s=governor.last.at_s + 1, foreign=2**40)
+    for other in (replace(later, moved={"253:9": 5}), replace(later, devices=frozenset({"253:0"}))):
+        assert governor.after(other).limits == governor.limits
+        assert governor.after(other).last == other
 
 
 def test_the_wanted_limits_are_kept() -> None:

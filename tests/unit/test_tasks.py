@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blkrecov import tasks
-from blkrecov.errors import Cancelled, CancelTooLate, Code, ObjectFailed
-from blkrecov.model import Phase, Task, TaskKind, TaskState
+from blkrecov.errors import Cancelled, CancelTooLate, Code, InvalidArgument, InvalidOperation, ObjectFailed
+from blkrecov.model import Document, Phase, Task, TaskKind, TaskState
 from blkrecov.tasks import NEXT, Event, IllegalTransition, RequestStatus
 
 TASK = Task(id=3, kind=TaskKind.RECOVER, lun=UUID(int=7), objects=("v",), phases=(Phase.REBUILD, Phase.REPAIR))
@@ -112,6 +112,85 @@ def test_phases_come_one_after_the_other() -> None:
     assert tasks.phase(task) is None
     with pytest.raises(AssertionError, match="no phase"):
         tasks.next_phase(task)
+
+
+def test_the_check_at_the_end_counts_little() -> None:
+    """It has a bound; what it follows has none."""
+    task = msgspec.structs.replace(tasks.started(TASK), phases=(Phase.REBUILD, Phase.VERIFY))
+    assert tasks.progressed(task, 1.0).percent == 90
+    assert tasks.progressed(tasks.next_phase(task), 1.0).percent == 99
+
+
+@pytest.mark.parametrize(("percent", "quarter"), [(0, 0), (24, 0), (25, 25), (74, 50), (75, 75), (99, 75)])
+def test_quarters_are_what_is_told(percent: int, quarter: int) -> None:
+    """And kept over a restart; the last one is the end, which is told by itself."""
+    assert tasks.quarter(in_state(TaskState.IN_PROGRESS, percent)) == quarter
+
+
+@pytest.mark.parametrize(("state", "paused"), list(product(TaskState, (False, True))))
+def test_pause_and_resume(state: TaskState, paused: bool) -> None:
+    """Every pair: only what runs can be paused, only what is paused goes on, and neither changes the state."""
+    task = msgspec.structs.replace(in_state(state, 42), paused=paused)
+    if state is TaskState.IN_PROGRESS and not paused:
+        assert tasks.paused(task) == msgspec.structs.replace(task, paused=True)
+    else:
+        with pytest.raises(InvalidOperation):
+            tasks.paused(task)
+    if not state.ended and paused:
+        assert tasks.resumed(task) == msgspec.structs.replace(task, paused=False)
+    else:
+        with pytest.raises(InvalidOperation):
+            tasks.resumed(task)
+
+
+def test_a_copy_below_a_lun_in_use_is_not_paused() -> None:
+    """dm-mirror has no way to hold a copy up and serve I/O."""
+    task = msgspec.structs.replace(in_state(TaskState.IN_PROGRESS), phases=(Phase.COPY,))
+    with pytest.raises(InvalidOperation, match="cannot be held up"):
+        tasks.paused(task)
+
+
+def test_a_cancel_that_comes_when_redundancy_is_back_is_too_late() -> None:
+    """Only the check at the end is left; a scrub is nothing but its check, and can be cancelled."""
+    recovering = msgspec.structs.replace(in_state(TaskState.IN_PROGRESS), phases=(Phase.REBUILD, Phase.VERIFY), done=1)
+    with pytest.raises(CancelTooLate, match="restored the redundancy"):
+        tasks.cancelled(recovering)
+    scrubbing = msgspec.structs.replace(recovering, kind=TaskKind.SCRUB, phases=(Phase.CHECK,), done=0)
+    assert tasks.cancelled(scrubbing).state is TaskState.CANCELLED
+
+
+DOCUMENT = Document(array=UUID(int=1), name="lab", rate_min=3, rate_max=70)
+
+
+@pytest.mark.parametrize(
+    ("rates", "wanted"),
+    [
+        ([], (3, 70)),  # The first synchronisation of a LUN is no task; the array's rates are its.
+        ([(0, 0)], (3, 70)),
+        ([(5, 0), (4, 60)], (5, 60)),
+        ([(50, 0), (0, 20)], (20, 20)),  # What must never be exceeded goes before what would be nice.
+        ([(0, 100)], (3, 100)),  # A task may be given more than the array gives.
+    ],
+)
+def test_all_running_tasks_share_one_pair_of_limits(rates: list[tuple[int, int]], wanted: tuple[int, int]) -> None:
+    """md has one for the machine. What is paused or has ended asks for nothing."""
+    document = DOCUMENT
+    for number, (minimum, maximum) in enumerate(rates, start=1):
+        task = msgspec.structs.replace(in_state(TaskState.IN_PROGRESS), id=number)
+        document = document.with_task(tasks.rated(task, minimum, maximum))
+    paused = msgspec.structs.replace(in_state(TaskState.IN_PROGRESS), id=98, paused=True, rate_max=1)
+    ended = msgspec.structs.replace(in_state(TaskState.COMPLETED), id=99, rate_max=1)
+    assert tasks.rates(document.with_task(paused).with_task(ended)) == wanted
+
+
+def test_rates_that_contradict_each_other_are_refused() -> None:
+    """Also the new one with the one that is there."""
+    task = tasks.rated(in_state(TaskState.IN_PROGRESS), None, 20)
+    with pytest.raises(InvalidArgument):
+        tasks.rated(task, 30, None)
+    assert tasks.rated(task, 30, 0).rate_min == 30
+    with pytest.raises(InvalidOperation):
+        tasks.rated(in_state(TaskState.COMPLETED), 1, 2)
 
 
 FAILED = tasks.failed(in_state(TaskState.IN_PROGRESS, 42), ObjectFailed("gone"))

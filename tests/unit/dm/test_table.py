@@ -27,6 +27,7 @@ from blkrecov.dm.table import (
     SnapshotOriginTable,
     SnapshotTable,
     length_of,
+    raid_rates,
 )
 from blkrecov.errors import InvalidArgument
 from blkrecov.units import Sectors
@@ -226,3 +227,16 @@ def test_writes_are_not_dropped_and_failed_at_once() -> None:
     """Kernel: drivers/md/dm-flakey.c, parse_features()"""
     with pytest.raises(InvalidArgument):
         FlakeyTable(source=SOURCE, up_s=0, down_s=1, features=(DropWrites(), ErrorWrites()))
+
+
+@pytest.mark.parametrize(
+    ("params", "rates"),
+    [
+        ("raid1 3 0 region_size 2048 2 253:0 253:1 253:2 253:3", (0, 0)),
+        ("raid5_ls 9 128 rebuild 1 min_recovery_rate 1 max_recovery_rate 7 region_size 2048 1 253:0 253:1", (1, 7)),
+        ("raid0 1 128 2 - 253:0 - 253:1", (0, 0)),
+    ],
+)
+def test_the_rates_of_a_loaded_raid(params: str, rates: tuple[int, int]) -> None:
+    """As Linux 6.1 prints its tables."""
+    assert raid_rates(params) == rates
