@@ -95,14 +95,14 @@ class Array(Engine):
         before = self.document
         super().assemble()
         self._tell_losses(before)
-        self._set_limits()
+        self._lift_limits()
         for task in self.document.tasks:
             if not task.state.ended:
                 self._take_up(task)
 
     def carry_out(self, proposal: Proposal) -> None:
         super().carry_out(proposal)
-        self._set_limits()
+        self._lift_limits()
 
     def fail_drive(self, name: str) -> Drive:
         before = self.document
@@ -134,7 +134,7 @@ class Array(Engine):
             proposal, task = recover.propose(self.document, self.observed, lun, drive, _ids())
             if task.state.ended and lun.uuid in self.trouble:
                 raise self.trouble[lun.uuid]  # No member is lost, but the LUN could not be brought up.
-            self.verify(lun)
+            self.verify(proposal.document.lun_of(lun.uuid))
             return _rated(proposal, task, rate_min, rate_max)
 
     def propose_scrub(self, name: str, *, repair: bool) -> tuple[Proposal, Task]:
@@ -145,21 +145,18 @@ class Array(Engine):
             self.verify(lun)
             return proposal
 
-    def propose_replace(
-        self, name: str, old: str, new: str | None, *, rate_min: int | None = None, rate_max: int | None = None
-    ) -> tuple[Proposal, Task]:
+    def propose_replace(self, name: str, old: str, new: str | None) -> tuple[Proposal, Task]:
         """Move what a LUN has on one drive to another (IVdsSubSystem::ReplaceDrive, LUN by LUN).
 
         Raises: what replace.propose() does, after NotInitialized, CacheCorrupt, ObjectDeleted and ObjectNotFound.
         """
-        tasks.refuse_rates(rate_min, rate_max)
         with resources():
             self.refuse_mistaken()
             lun, leaving = self.document.lun(name), self.document.drive(old)
             onto = self.document.drive(new) if new else None
             proposal, task = replace.propose(self.document, self.observed, lun, leaving, onto, _ids())
-            self.verify(lun)
-            return _rated(proposal, task, rate_min, rate_max)
+            self.verify(proposal.document.lun_of(lun.uuid))
+            return proposal, task
 
     def luns_on(self, drive: str) -> tuple[str, ...]:
         """The LUNs that have a member on a drive, the most endangered first."""
@@ -183,6 +180,7 @@ class Array(Engine):
             self._tell("queued", f"{task.kind.value} of LUN {lun.name} waits for its turn", task=task)
         elif not task.state.ended:
             onto = f" onto drive {', '.join(task.objects[1:])}" if task.objects[1:] else ""
+            self._set_limits()
             self._tell("started", f"{task.kind.value} of LUN {lun.name}{onto} has begun", task=task)
             self._begun(task.id)
         return self.document.task(task.id)
@@ -250,6 +248,8 @@ class Array(Engine):
         return self.document.task(number)
 
     def _give_turns(self) -> None:
+        """A task has ended: others may have waited for its drives, and the machine's limits may have been its wish."""
+        self._set_limits()
         for waiting in turns.queued(self.document, self.observe()):
             self._try_turn(waiting)
 
@@ -262,6 +262,7 @@ class Array(Engine):
                 proposal, begun = recover.begin(self.document, self.observed, lun, task, _ids())
             if turns.must_wait(self.document, proposal.document.lun_of(lun.uuid)):
                 return task
+            self.verify(proposal.document.lun_of(lun.uuid))
             self.carry_out(proposal)
         except BlkrecovError as error:
             return self._fail(task, error)
@@ -408,6 +409,7 @@ class Array(Engine):
             return self._fail(task, _lost_meanwhile(self.document, lun, task))
         try:
             proposal, following = recover.begin(self.document, self.observe(), lun, task, _ids())
+            self.verify(proposal.document.lun_of(lun.uuid))
             self.carry_out(proposal)
         except (NotEnoughDrives, NotEnoughSpace) as error:
             if lun.rebuilding:
@@ -622,6 +624,11 @@ class Array(Engine):
         usual = self._speed.usual()
         minimum = usual.minimum if usual else MD_MINIMUM
         return dataclasses.replace(self._governor, rate_min=lowest, rate_max=highest, usual_minimum=minimum)
+
+    def _lift_limits(self) -> None:
+        """md's stock ceiling holds nothing up. Where limits are ours already, somebody governs by them."""
+        if self._speed.read() == self._speed.usual():
+            self._set_limits()
 
     def _set_limits(self) -> None:
         if any(lun.layout.fault_tolerant for lun in self.document.luns):

@@ -9,8 +9,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
@@ -25,6 +26,8 @@ LARGEST = 512 * 1024
 # Where thousands of real files are, on any Debian machine.
 SOURCES = ("/usr/sbin", "/usr/bin", "/usr/share/perl", "/usr/share/doc", "/usr/share/zoneinfo", "/usr/share/man")
 STOP = Path("/run/copied-enough")
+STATE = Path("/var/lib/blkrecov")
+DEADLINE_S = 120
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 started = time.monotonic()
@@ -213,7 +216,58 @@ def main() -> None:
         own < 2 * MIB and own_io < 4 * MIB,
         f"{format_size(own)} by the task, {format_size(own_io)} by the kernel's accounting of the command",
     )
+    chapter(
+        "7. Another drive breaks, and nobody is there", "The monitor sleeps until the kernel tells of a failed request."
+    )
+    run(f"blkrecov drive add {DRIVES}/d6.img --size 256M --spare")
+    run(f"mount {link} {MOUNT}")
+    prompt("blkrecov monitor &")
+    monitor = subprocess.Popen(["blkrecov", "monitor"])
+    wait_for(lambda: any(STATE.glob("*.bell")), "the monitor")
+    broken = lun["members"][2]["drive"]
+    prompt(f"from now on every request to drive {broken} ends in an error; somebody writes a file")
+    port = f"blkrecov-demo-drive-{broken}"
+    sectors = answer(f"blockdev --getsz /dev/mapper/{port}").strip()
+    run(f"dmsetup suspend --noflush --nolockfs {port}", quiet=True)
+    run(f"dmsetup load {port} --table '0 {sectors} error' && dmsetup resume {port}", quiet=True)
+    run(f"head -c 4M /dev/urandom > {MOUNT}/written-while-nobody-was-there && sync", quiet=True)
+    wait_for(lambda: told("recovery_done") > 1, "the recovery")
+    monitor.terminate()
+    check("the monitor ended when it was told to", monitor.wait() == 0, f"exit status {monitor.returncode}")
+    run("blkrecov events -n 4")
+    lun = json.loads(answer("blkrecov lun show data --json"))
+    check("it was recovered from without a command", lun["health"] == "healthy", f"now on {drives_of(lun)}")
+
+    chapter("8. A drive leaves before it breaks", "Copied underneath the RAID, so that redundancy never drops.")
+    leaving = lun["members"][0]["drive"]
+    run(f"blkrecov drive replace {leaving}")
+    lun = json.loads(answer("blkrecov lun show data --json"))
+    check(
+        "the drive can be taken away", leaving not in drives_of(lun), f"{leaving} is empty; data is on {drives_of(lun)}"
+    )
+    run(f"umount {MOUNT} && echo 3 > /proc/sys/vm/drop_caches && mount {link} {MOUNT}", quiet=True)
+    found = checksums(MOUNT)
+    check("and every file is still what it was", original.items() <= found.items(), f"{len(original)} checksums")
+    run(f"umount {MOUNT}")
     summary(moved, own, recover_s)
+
+
+def drives_of(lun: dict[str, Any]) -> str:
+    return " ".join(member["drive"] for member in lun["members"])
+
+
+def told(kind: str) -> int:
+    """How many events of a kind there are."""
+    log = STATE / "events.jsonl"
+    return log.read_text().count(f'"kind":"{kind}"') if log.exists() else 0
+
+
+def wait_for(truth: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not truth():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{what} did not come within {DEADLINE_S:g} s")
+        time.sleep(0.1)
 
 
 def summary(moved: int, own: int, recover_s: float) -> None:

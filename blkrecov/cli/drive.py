@@ -6,7 +6,7 @@ import click
 
 from blkrecov import provision, views
 from blkrecov.array import Array
-from blkrecov.cli.common import common, opened, options, rates, say, show_json, show_plan, table
+from blkrecov.cli.common import common, opened, options, say, show_json, show_plan, table
 from blkrecov.cli.task import follow, tell_all
 from blkrecov.model import Drive, Task
 from blkrecov.units import format_size, parse_size
@@ -98,11 +98,10 @@ def fail(name: str, plan: bool) -> None:
 @group.command("replace")
 @click.argument("old", metavar="OLD")
 @click.argument("new", metavar="[NEW]", required=False)
-@rates
 @click.option("--no-wait", is_flag=True, help="Print the tasks and return; the kernel goes on.")
 @click.option("--plan", is_flag=True, help="Show the steps and take none.")
 @common
-def replace(old: str, new: str | None, rate_min: int | None, rate_max: int | None, no_wait: bool, plan: bool) -> None:
+def replace(old: str, new: str | None, no_wait: bool, plan: bool) -> None:
     """Move all that is on a drive to another, while it is in use and with no loss of redundancy.
 
     The kernel copies each LUN's part underneath the LUN, one LUN after the other, then swaps. Without NEW each goes where a
@@ -111,7 +110,7 @@ def replace(old: str, new: str | None, rate_min: int | None, rate_max: int | Non
     with opened() as array:
         begun: list[Task] = []
         for name in array.luns_on(old):
-            proposal, task = array.propose_replace(name, old, new, rate_min=rate_min, rate_max=rate_max)
+            proposal, task = array.propose_replace(name, old, new)
             if plan:
                 show_plan(array.plan(proposal))
                 continue

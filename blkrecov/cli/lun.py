@@ -85,7 +85,7 @@ def show(name: str | None) -> None:
     say(f"  node             {view['node']}")
     said = "agreed by configuration, sysfs and udev" if page83["verified"] else "not verified"
     say(f"  page 83          naa.{page83['naa']} ({said})")
-    say(f"  fault tolerance  {view['fault_tolerance']} more members may be lost")
+    say(f"  fault tolerance  {_tolerance(view['fault_tolerance'])}")
     for mount in view["mounts"]:
         say(f"  mounted          {mount['path']} ({mount['fstype']})")
     table(
@@ -150,6 +150,11 @@ def delete(name: str, plan: bool) -> None:
     if options().json:
         show_json(view)
     say(f"LUN {view['name']} deleted")
+
+
+def _tolerance(more: int) -> str:
+    words = {0: "no member may be lost", 1: "one more member may be lost"}
+    return words.get(more, f"{more} more members may be lost")
 
 
 def show_table(luns: Sequence[Json]) -> None:
