@@ -81,7 +81,8 @@ class Actor:
             case RemoveDevice():
                 self._control.remove(step.name, visible=step.visible)
             case RenameDevice():
-                self._control.rename(step.name, step.new, visible=False)
+                self._control.rename(step.name, step.new, visible=step.visible)
+                self._show(step.new, visible=step.visible)
             case ZeroExtent():
                 offset, length = step.extent.start, step.extent.length
                 raw.zero(self.path_of(step.port), in_bytes(Sectors(offset)), in_bytes(Sectors(length)))

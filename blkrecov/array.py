@@ -93,6 +93,8 @@ class Array(Engine):
     def assemble(self) -> None:
         """Bring up the array, and go on with the tasks that an earlier process began."""
         before = self.document
+        if tasks.rates(before) != (0, 0):
+            self._set_limits()
         super().assemble()
         self._tell_losses(before)
         self._lift_limits()
@@ -101,7 +103,15 @@ class Array(Engine):
                 self._take_up(task)
 
     def carry_out(self, proposal: Proposal) -> None:
-        super().carry_out(proposal)
+        # Before the kernel begins: what is to be slow may be over at once without limits.
+        rated = tasks.rates(proposal.document) != tasks.rates(self.document)
+        if rated:
+            self._set_limits(proposal.document)
+        try:
+            super().carry_out(proposal)
+        finally:
+            if rated:
+                self._set_limits()
         self._lift_limits()
 
     def fail_drive(self, name: str) -> Drive:
@@ -370,14 +380,14 @@ class Array(Engine):
             self._run(converge(self.document, self.observe()), wanted=None)
             self._ask(task, lun)
             return self.document.task(task.id)
-        if copy.source_failed:
-            return self._regenerate(task, lun)
-        if copy.failed:
+        if copy.destination_failed or copy.log_failed:
             error = DriveNotOnline(
                 f"drive {task.objects[-1]} failed while LUN {lun.name!r} moved there; the LUN is where it was",
                 remedy="choose another drive",
             )
             return self._fail(task, error)
+        if copy.source_failed:
+            return self._regenerate(task, lun)
         return self._told(self.progress(task.id))
 
     def _regenerate(self, task: Task, lun: Lun) -> Task:
@@ -409,6 +419,8 @@ class Array(Engine):
             return self._fail(task, _lost_meanwhile(self.document, lun, task))
         try:
             proposal, following = recover.begin(self.document, self.observe(), lun, task, _ids())
+            if proposal.document.lun_of(lun.uuid) == lun:
+                return self.document.task(task.id)  # There is no drive for it: the others go on.
             self.verify(proposal.document.lun_of(lun.uuid))
             self.carry_out(proposal)
         except (NotEnoughDrives, NotEnoughSpace) as error:
@@ -490,6 +502,8 @@ class Array(Engine):
     def resume(self, number: int) -> Task:
         """Raises: InvalidOperation for a task that is not paused."""
         task = tasks.resumed(self.document.task(number))
+        if not self._was_here(task):
+            task = msgspec.structs.replace(task, mismatches=0)  # A check begins anew, and counts anew.
         lun = self.document.lun_of(task.lun)
         self.store(self._accounted(self.document.with_lun(msgspec.structs.replace(lun, frozen=False)), task))
         self._run(converge(self.document, self.observe()), wanted=None)
@@ -522,7 +536,7 @@ class Array(Engine):
                         events.wait(TICK_S if on_progress or ripe else EVENT_PATIENCE_S)
                 ripe_before = ripe
                 if ripe:
-                    self.reload()
+                    self.catch_up()
                     self.advance_all()
                     task = self.document.task(number)
                 if deadline is not None and not task.state.ended and time.monotonic() >= deadline:
@@ -578,6 +592,7 @@ class Array(Engine):
             word = _WORDS.get(tasks.phase(task) or Phase.REBUILD)
             if word is not None and raid is not None and not self._was_here(task):
                 # A check does not survive a restart of the machine; it is asked for again from its start.
+                self.document = self.document.with_task(msgspec.structs.replace(task, mismatches=0))
                 if raid.action is SyncAction.IDLE:
                     self._actor.act(plex_message(self.document, lun, word))
                     self.observe()
@@ -616,11 +631,11 @@ class Array(Engine):
             return
         syncing = {lun.uuid for lun in self.document.luns if _is_syncing(self.observed.raid(lun))}
         sample = pressure.sample(self.document, self.observed, running | syncing)
-        self._governor = self._governed().after(sample)
+        self._governor = self._governed(self.document).after(sample)
         self._set_limits()
 
-    def _governed(self) -> Governor:
-        lowest, highest = tasks.rates(self.document)
+    def _governed(self, document: Document) -> Governor:
+        lowest, highest = tasks.rates(document)
         usual = self._speed.usual()
         minimum = usual.minimum if usual else MD_MINIMUM
         return dataclasses.replace(self._governor, rate_min=lowest, rate_max=highest, usual_minimum=minimum)
@@ -630,10 +645,12 @@ class Array(Engine):
         if self._speed.read() == self._speed.usual():
             self._set_limits()
 
-    def _set_limits(self) -> None:
-        if any(lun.layout.fault_tolerant for lun in self.document.luns):
+    def _set_limits(self, document: Document | None = None) -> None:
+        """For the tasks of the array as it is, or as it is about to be."""
+        document = document or self.document
+        if any(lun.layout.fault_tolerant for lun in document.luns):
             try:
-                self._speed.apply(self._governed().limits)
+                self._speed.apply(self._governed(document).limits)
             except ProviderFailure as error:
                 log.info("%s", error.message)  # As in a container: then md's own limits hold.
 
@@ -690,7 +707,10 @@ class Array(Engine):
         degraded = [
             lun
             for lun in self.document.luns
-            if lun.layout.fault_tolerant and lun.lost and not lun.frozen and self.document.task_on(lun.uuid) is None
+            if lun.layout.fault_tolerant
+            and (lun.lost or lun.rebuilding)
+            and not lun.frozen
+            and self.document.task_on(lun.uuid) is None
         ]
         for lun in sorted(degraded, key=lambda lun: turns.endangered(self.document, self.observed, lun)):
             try:

@@ -245,7 +245,7 @@ class _Plan:
         """Substitutes that have no superblock yet: these the kernel must be told to regenerate from the start.
 
         One whose leg is in the plex has the superblock that the kernel gave it when that was loaded. Superblocks of such a
-        LUN are not looked at; being told again, the kernel would begin again (or refuse, if told of a new leg as well).
+        LUN are not looked at; being told again, the kernel would begin again, also when it is told for the sake of another leg.
         """
         live = self.observed.plex(lun)
         known = {leg for line in _raids(live) for leg in raid_devices(line.params)}
@@ -353,12 +353,11 @@ class _Plan:
         )
 
     def renamed(self) -> Iterator[Step]:
-        """Give new legs the names of those that they have replaced."""
+        """Give new legs the names of those that they have replaced, and what somebody has renamed the name that it had."""
         for device in self.wanted.values():
             name = self.name_of(device)
             if name != device.name and self.taken.get(device.name) not in self.wanted:
-                assert device.layer in (Layer.LEG, Layer.SIDE), f"{name} is no leg"
-                yield RenameDevice(name, device.name)
+                yield RenameDevice(name, device.name, device.visible)
 
 
 def _raids(live: Live | None) -> Table:
@@ -388,9 +387,9 @@ def _goners(document: Document, observed: Observed) -> dict[str, Live]:
 
 
 def _lun_part(live: Live) -> str:
+    """The LUN in a device's name; none where somebody has given it another."""
     parts = names.split_dm_name(live.name)
-    assert parts is not None, f"{live.name} is none of ours"
-    return parts[1]
+    return parts[1] if parts is not None else ""
 
 
 def _removed(devices: Iterable[Live]) -> Iterator[Step]:

@@ -47,6 +47,7 @@ from blkrecov.errors import (
     ObjectFailed,
     ObjectNotFound,
     PathNotFound,
+    resources,
 )
 from blkrecov.geometry import Request
 from blkrecov.holders import holders
@@ -142,14 +143,14 @@ def list_arrays(settings: Settings) -> tuple[Discovered, ...]:
 class Engine:
     """An open array, brought up: its drives, LUNs and devices. Made by opened()."""
 
-    def __init__(self, settings: Settings, found: Discovered, lock: Lock, resources: ExitStack) -> None:
+    def __init__(self, settings: Settings, found: Discovered, lock: Lock, owned: ExitStack) -> None:
         if found.trouble:
             raise found.trouble[0]
         assert found.document is not None, "an array without trouble has a document"
         self.counter: Final = IoCounter()
         self._settings = settings
         self._lock = lock
-        self._control = resources.enter_context(Control())
+        self._control = owned.enter_context(Control())
         self._exporter = Exporter()
         self._actor = Actor(self._control, self._exporter, self.counter)
         self.document: Document = found.document
@@ -171,12 +172,12 @@ class Engine:
         """Find the array (the only one, if no name is given), bring up what of it is down, and hold it.
 
         Raises: AccessDenied, ObjectNotFound, InvalidArgument when several arrays could be meant, DeviceInUse,
-                MetadataCorrupt and InvalidDisk for configurations that cannot be told.
+                MetadataCorrupt and InvalidDisk for configurations that cannot be told; OutOfResources.
         """
-        with locked(settings) as lock, ExitStack() as resources:
-            with loop.held():
+        with locked(settings) as lock, ExitStack() as owned:
+            with resources(), loop.held():
                 found = _choose(catalog.discover(settings, IoCounter()), name)
-                array = cls(settings, found, lock, resources)
+                array = cls(settings, found, lock, owned)
                 array.assemble()
             try:
                 yield array
@@ -287,14 +288,18 @@ class Engine:
 
     def _look(self) -> None:
         """Observe the kernel's devices anew, and nothing that would have to be read from a drive."""
-        live = observer.devices(self._control, self.document.name)
+        live = observer.devices(self._control, self.document)
         self.observed = dataclasses.replace(self.observed, devices=live)
 
     def reload(self) -> None:
-        """After the lock was let go: whatever another process has changed meanwhile."""
+        """After the lock was let go: whatever another process has changed meanwhile, and what the kernel has now."""
+        self.catch_up()
+        self.observe()
+
+    def catch_up(self) -> None:
+        """After the lock was let go: whatever another process has changed meanwhile. What the kernel has is not looked at."""
         if self.outdated():
             self._adopt(_choose(catalog.discover(self._settings, self.counter), str(self.document.array)))
-        self.observe()
 
     def outdated(self) -> bool:
         """Whether another process of this machine has written a version of the document since. Asks a file, and no drive."""
@@ -367,7 +372,7 @@ class Engine:
     def _contradiction(self) -> str:
         if self._superseded():
             return "its drives carry another version of the configuration"
-        live = observer.devices(self._control, self.document.name)
+        live = observer.devices(self._control, self.document)
         for uuid, known in self.observed.devices.items():
             now = live.get(uuid)
             if now is None:
@@ -486,6 +491,7 @@ class Engine:
 
         Raises: what probe.refuse_if_unfit() does, ObjectExists, InvalidArgument for sizes, NotEnoughSpace.
         """
+        self.refuse_mistaken()
         name = name or _free_name(self.document)
         check_name(NameKind.DRIVE, name)
         if any(drive.name == name for drive in self.document.drives):
@@ -567,6 +573,7 @@ class Engine:
             drive.wipe(label.layout)
 
     def propose_fail(self, name: str) -> Proposal:
+        self.refuse_mistaken()
         return provision.fail_drive(self.document, name)
 
     def fail_drive(self, name: str) -> Drive:
@@ -579,6 +586,7 @@ class Engine:
 
     def remove_drive(self, name: str) -> None:
         """Take an unused drive out of the array: its label goes, its file stays."""
+        self.refuse_mistaken()
         drive = self.document.drive(name)
         proposal = provision.remove_drive(self.document, name)
         self.carry_out(proposal)
@@ -593,12 +601,14 @@ class Engine:
         return found.device if found else None
 
     def set_hot_spare(self, name: str, spare: bool) -> Drive:
+        self.refuse_mistaken()
         self.carry_out(provision.set_hot_spare(self.document, name, spare))
         return self.document.drive(name)
 
     # LUNs.
 
     def propose_lun(self, request: Request) -> Proposal:
+        self.refuse_mistaken()
         return provision.create(self.document, request, _ids())
 
     def create_lun(self, proposal: Proposal) -> Lun:
@@ -607,12 +617,14 @@ class Engine:
         return self.document.lun_of(proposal.lun)
 
     def propose_extend(self, name: str, size: Bytes) -> Proposal:
+        self.refuse_mistaken()
         lun = self.document.lun(name)
         self.refuse_failed(lun)
         self.verify(lun)
         return provision.extend(self.document, lun, size, _ids())
 
     def propose_delete(self, name: str) -> Proposal:
+        self.refuse_mistaken()
         lun = self.document.lun(name)
         return provision.delete(self.document, lun, self.holders(lun))
 
@@ -641,6 +653,8 @@ class Engine:
     def verify(self, lun: Lun) -> bool:
         """The page-83 gate: whether identity was verified. False for a LUN without SCSI disk, which has no page to show.
 
+        `lun` may be as it is proposed, so that the drives that it is to get are looked at as well.
+
         Raises: IdentityMismatch, naming all parties.
         """
         exported = self.observed.exports.get(lun.uuid)
@@ -655,12 +669,20 @@ class Engine:
         return True
 
     def _verify_drives(self, lun: Lun) -> None:
-        """A loop-backed drive's witnesses: the label on the medium, the file that the loop device has, our record."""
-        for member in lun.members:
-            device = self._backings.get(member.drive)
+        """A loop-backed drive's witnesses: the label on the medium, the file that the loop device has, our record.
+
+        Not asked of members that are lost: their drives may answer nothing at all.
+        """
+        known = self.document.lun_of(lun.uuid)
+        lost = {known.members[index].uuid for index in self.observed.lost(self.document, known)}
+        of_use = [member for member in lun.members if member.uuid not in lost]
+        uuids = [member.drive for member in of_use]
+        uuids += [member.successor.drive for member in of_use if member.successor is not None]
+        for uuid in uuids:
+            device = self._backings.get(uuid)
             if device is None:
                 continue
-            drive = self.document.drive_of(member.drive)
+            drive = self.document.drive_of(uuid)
             with DriveStore(device, self.counter, writable=False) as medium:
                 label = medium.read_label().label
             if (label.drive_uuid, label.array_uuid) != (drive.uuid, self.document.array):
@@ -686,7 +708,12 @@ class Engine:
         if any(self.observe().devices):
             left = ", ".join(live.name for live in self.observed.devices.values())
             raise DeviceInUse(f"these devices could not be removed: {left}")
-        self.store(msgspec.structs.replace(self.document, running=""))
+        # What the kernel was asked for went with the devices: whoever takes up a task asks anew, in the same boot too.
+        asked = (msgspec.structs.replace(task, boot="") for task in self.document.tasks if not task.state.ended)
+        document = self.document
+        for task in asked:
+            document = document.with_task(task)
+        self.store(msgspec.structs.replace(document, running=""))
         for drive in self.document.drives:
             device = self._backings.get(drive.uuid) or self._device_of(drive)
             if device is not None:

@@ -278,6 +278,14 @@ class NotInitialized(BlkrecovError):
 EXHAUSTED: Final = frozenset({errno.ENOMEM, errno.ENFILE, errno.EMFILE})
 
 
+def pass_on_exhaustion(error: OSError) -> None:
+    """Raise an error again that says nothing of the object which was asked: whoever asked had run out of something. Taken for an
+    answer, a drive that could not be opened for that would be a drive that is away.
+    """
+    if error.errno in EXHAUSTED:
+        raise error
+
+
 @contextmanager
 def resources() -> Iterator[None]:
     """Exhaustion, wherever it shows, in our words."""

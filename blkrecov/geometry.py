@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 
-from blkrecov.errors import InvalidArgument, NotEnoughDrives, NotEnoughSpace
+from blkrecov.errors import AnotherCallInProgress, InvalidArgument, NotEnoughDrives, NotEnoughSpace
 from blkrecov.model import UNIT, Document, Drive, Extent, Layout, Lun, Member, MemberState, Role, Successor
 from blkrecov.units import KIB, MIB, SECTOR, Bytes, Sectors, format_size, in_bytes, round_up, sectors
 
@@ -296,13 +296,18 @@ def _refuse_count(layout: Layout, count: int) -> None:
 def extended(document: Document, lun: Lun, size: Bytes, ids: Iterator[UUID]) -> Lun:
     """The LUN made larger: each member grows on its own drive; a linear LUN goes on wherever there is room.
 
-    Raises: InvalidArgument when it would not grow, NotEnoughSpace naming the drive that has too little.
+    Raises: InvalidArgument when it would not grow, AnotherCallInProgress while a member moves, NotEnoughSpace naming the drive
+            that has too little.
     """
     wanted = lun_size(size)
     if wanted <= lun.size:
         raise InvalidArgument(
             f"LUN {lun.name!r} has {format_size(lun.bytes)} already; {format_size(size)} would not make it larger",
             remedy="give the new size, larger than the present one",
+        )
+    if any(member.successor is not None for member in lun.members):
+        raise AnotherCallInProgress(
+            f"a member of LUN {lun.name!r} is moving to another drive, to a place of its present size"
         )
     if lun.layout is Layout.LINEAR:
         missing = round_up(wanted - plex_length(lun), UNIT)

@@ -69,6 +69,8 @@ class Sample:
     """Bytes that others than the synchronisations moved on their drives: at least these, and at most `doubt` more."""
     moved: Mapping[str, int]
     """Bytes that went through each leg of the LUNs that are synchronised."""
+    devices: frozenset[str] = frozenset()
+    """All that was counted. Sums over other devices cannot be compared with these."""
     doubt: int = 0
     pressure: float | None = None
     """PSI's "some avg10" for I/O, in percent; None where the kernel does not tell."""
@@ -110,8 +112,8 @@ class Governor:
         return Limits(minimum=Bytes(min(self.rate_min or self.usual_minimum, maximum)), maximum=Bytes(maximum))
 
     def after(self, sample: Sample) -> Self:
-        """With one more sample. One of other legs than the last cannot be compared with it, and changes nothing."""
-        if self.last is None or sample.moved.keys() != self.last.moved.keys():
+        """With one more sample. One of other devices than the last is another beginning, and changes nothing."""
+        if self.last is None or (sample.devices, sample.moved.keys()) != (self.last.devices, self.last.moved.keys()):
             return replace(self, last=sample)
         elapsed = sample.at_s - self.last.at_s
         if elapsed < SHORTEST_S:

@@ -20,8 +20,8 @@ from blkrecov.drives.probe import unescape
 from blkrecov.errors import AccessDenied, DeviceInUse, PathNotFound, ProviderFailure
 
 _CLAIM: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_EXCL
-# udev's workers open every new or changed disk to probe it, for milliseconds, and survive its removal. Nobody has to wait for
-# them. The kernel cuts these names to 15 characters.
+# udev's workers open every new or changed disk to probe it, for milliseconds, and survive its removal; so do the programs that
+# they start, as scsi_id. Nobody has to wait for them. The kernel cuts these names to 15 characters.
 _PROBERS: Final = frozenset({"systemd-udevd", "(udev-worker)", "udevd"})
 
 
@@ -151,9 +151,24 @@ def _files_of(numbers: dict[int, str], top: str, pattern: str, words: str) -> It
 def _processes(numbers: dict[int, str]) -> Iterator[str]:
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            name = (process / "comm").read_text().strip()
-            descriptors = list((process / "fd").iterdir())
+            holds = any(_number(str(fd)) in numbers for fd in (process / "fd").iterdir())
         except OSError:
             continue  # It has ended.
-        if name not in _PROBERS and any(_number(str(fd)) in numbers for fd in descriptors):
-            yield f"process {process.name} ({name})"
+        if holds:
+            names = tuple(_lineage(int(process.name)))
+            if names and _PROBERS.isdisjoint(names):
+                yield f"process {process.name} ({names[0]})"
+
+
+def _lineage(process: int) -> Iterator[str]:
+    """The names of a process, its parent and so on, as far as they have not ended.
+
+    Kernel: proc_pid_stat(5). The name is in parentheses, and may hold some itself; the parent comes second after it.
+    """
+    while process:
+        try:
+            before, _, after = Path(f"/proc/{process}/stat").read_text().rpartition(")")
+        except OSError:
+            return
+        yield before.partition("(")[2]
+        process = int(after.split()[1])

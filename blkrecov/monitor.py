@@ -35,7 +35,7 @@ class Monitor:
                 with self._array.unlocked():
                     self._sleep(events, bell)
                 if not self._ended:
-                    self._array.reload()
+                    self._array.catch_up()
                     self._array.attend()
 
     def _sleep(self, events: EventWatcher, bell: Bell) -> None:

@@ -21,21 +21,24 @@ from blkrecov.stack import node
 from blkrecov.units import Sectors, in_bytes
 
 
-def devices(control: Control, array: str) -> dict[str, Live]:
-    """This array's devices, by device-mapper UUID."""
+def devices(control: Control, document: Document) -> dict[str, Live]:
+    """This array's devices, by device-mapper UUID: those under its name, and its own that somebody has renamed."""
+    own = {drive.uuid for drive in document.drives} | {lun.uuid for lun in document.luns}
+    own |= {member.uuid for lun in document.luns for member in lun.members}
     found = {}
     for entry in control.devices():
+        parsed = names.parse_dm_uuid(entry.uuid)
         parts = names.split_dm_name(entry.name)
-        if parts is None or parts[0] != array or names.parse_dm_uuid(entry.uuid) is None:
+        if parsed is None or (parsed.owner not in own and (parts is None or parts[0] != document.name)):
             continue
         try:
-            info = control.info(entry.name)
+            info, table, status = control.look(entry.name)
             live = Live(
                 name=entry.name,
                 uuid=entry.uuid,
                 number=str(info.number),
-                table=control.table(entry.name),
-                status=control.status(entry.name),
+                table=table,
+                status=status,
                 suspended=info.suspended,
                 inactive=info.inactive,
                 open_count=info.open_count,
@@ -66,7 +69,7 @@ def observe(
     control: Control, exporter: Exporter, document: Document, backings: Mapping[UUID, str], counter: IoCounter
 ) -> Observed:
     """All of an array's state in the kernel. `backings` gives the block device of each drive that is there."""
-    live = devices(control, document.name)
+    live = devices(control, document)
     observed = Observed(
         devices=live,
         backings={

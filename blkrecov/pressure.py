@@ -21,7 +21,9 @@ PSI: Final = Path("/proc/pressure/io")
 
 
 def sample(document: Document, observed: Observed, luns: Collection[UUID], psi: Path = PSI) -> Sample:
-    """What is counted now. `luns` are all those that the kernel synchronises, or their I/O would pass for somebody else's.
+    """What is counted now. `luns` are all those that md synchronises, or their I/O would pass for somebody else's.
+
+    A copy underneath a leg (dm-mirror's) is not md's, and counts as somebody else's: md's limits do not hold for it.
 
     The counters cannot be read at one moment, and a fast synchronisation moves a megabyte while they are: so legs are read before
     the ports and after them, and what they moved meanwhile is in doubt.
@@ -33,11 +35,18 @@ def sample(document: Document, observed: Observed, luns: Collection[UUID], psi: 
     ports = [names.dm_uuid(drive, "drive") for drive in drives]
     tops = [names.dm_uuid(lun.uuid, "lun") for lun in synchronised]
     before = sum(_moved(observed, data + meta).values())
-    all_in_all = sum(_moved(observed, ports + tops).values())
+    all_in_all = _moved(observed, ports + tops)
     at_s = time.monotonic()
     moved = _moved(observed, data)
     after = sum(moved.values()) + sum(_moved(observed, meta).values())
-    return Sample(at_s=at_s, foreign=all_in_all - after, doubt=after - before, moved=moved, pressure=io_pressure(psi))
+    return Sample(
+        at_s=at_s,
+        foreign=sum(all_in_all.values()) - after,
+        doubt=after - before,
+        moved=moved,
+        devices=frozenset(all_in_all),
+        pressure=io_pressure(psi),
+    )
 
 
 def io_pressure(psi: Path = PSI) -> float | None:

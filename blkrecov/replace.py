@@ -4,7 +4,7 @@ The kernel copies it underneath the RAID layer (dm-mirror, in the place of the l
 LUNs without redundancy move as well. All writes go to the old place as long as the copy runs, to the new one as well where it was
 copied already; so until the very end the old place is whole by itself, and giving up costs nothing.
 
-What the engine does with a task of this kind, whose one phase is COPY:
+What the engine does with a task in its phase COPY:
 
     copied() says          then
     complete               act on flushes(); store finished() and the task's next phase in one version; converge
@@ -218,7 +218,7 @@ def flushes(document: Document, lun: Lun) -> tuple[Flush, ...]:
 
 
 def finished(document: Document, lun: Lun) -> Document:
-    """The array when the copies are complete, with members where they were moving to. A hot spare that took one is none any more."""
+    """The array when the copies are complete: members are where they were moving to, and hot spares among these none any more."""
     for index, member in enumerate(lun.members):
         successor = member.successor
         if successor is not None:

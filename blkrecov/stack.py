@@ -168,7 +168,11 @@ def legs(document: Document, lun: Lun, place: Callable[[Device], str] = own_node
 def _copied_leg(
     document: Document, lun: Lun, index: int, role: str, successor: Successor, place: Callable[[Device], str]
 ) -> list[Device]:
-    """A leg that is a mirror from a member's place to its successor's, behind the devices of both, and of its logs."""
+    """A leg that is a mirror from a member's place to its successor's, behind the devices of both, and of its logs.
+
+    Read-ahead that comes through fails where nothing was copied yet (drivers/md/dm-raid1.c, mirror_map(), REQ_RAHEAD). The page
+    cache then reads page by page: right, but slow for who uses the node of a linear or raid0 LUN. SCSI disks send no read-ahead.
+    """
     member = lun.members[index]
     extents, new = {"rmeta": (member.meta, successor.meta), "rimage": (member.data, successor.data)}[role]
     length = sum(extent.length for extent in extents)

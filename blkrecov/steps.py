@@ -103,6 +103,7 @@ class RemoveDevice:
 class RenameDevice:
     name: str
     new: str
+    visible: bool = False
 
     def lines(self) -> tuple[str, ...]:
         return (f"rename {self.name} to {self.new}",)

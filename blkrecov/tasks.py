@@ -152,11 +152,16 @@ def rated(task: Task, minimum: int | None, maximum: int | None) -> Task:
         raise InvalidOperation(f"task {task.id} is {task.state.value} already", remedy="see: blkrecov task list")
     minimum = task.rate_min if minimum is None else minimum
     maximum = task.rate_max if maximum is None else maximum
-    if maximum and minimum > maximum:
+    refuse_rates(minimum, maximum)
+    return msgspec.structs.replace(task, rate_min=minimum, rate_max=maximum)
+
+
+def refuse_rates(minimum: int | None, maximum: int | None) -> None:
+    """Raises: InvalidArgument for a minimum above the maximum."""
+    if minimum and maximum and minimum > maximum:
         raise InvalidArgument(
             f"the lowest rate ({format_size(Bytes(minimum))}/s) is above the highest ({format_size(Bytes(maximum))}/s)"
         )
-    return msgspec.structs.replace(task, rate_min=minimum, rate_max=maximum)
 
 
 def rates(document: Document) -> tuple[int, int]:

@@ -3,7 +3,7 @@
     check     format, lint, types: scripts/check
     unit      tests/unit, here, in seconds
     kernel    tests/kernel, each file in a guest of its own with a disk of its own, two guests at a time
-    crash     tests/crash, here; these boot guests themselves and cut their power
+    crash     tests/crash, here, two files at a time; these boot guests themselves and cut their power
 
 A lane that ran no test has failed, and so has a guest that ended without results. In the kernel and crash lanes a test that was
 skipped, or was expected to fail, counts as failed: there the kernel is what it is meant to be.
@@ -31,7 +31,7 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 GUESTS: Final = 2
 # Files that take minutes, the longest first; what is not named here takes less.
-SLOWEST: Final = ("test_layouts.py", "test_luns.py", "test_restart.py", "test_bad_input.py")
+SLOWEST: Final = ("test_layouts.py", "test_luns.py", "test_restart.py", "test_bad_input.py", "test_control_cut.py")
 GUEST_OPTIONS: Final = ("--mem", "3G", "--disk", "3G", "--timeout", "900")
 
 
@@ -148,25 +148,51 @@ class Runner:
         status, _ = self.run([ROOT / "scripts/check"])
         return Counts(failed=1, trouble=("scripts/check failed",)) if status else Counts()
 
-    def here(self, directory: str, *, strict: bool) -> Counts:
-        junit = self._scratch / f"{directory.replace('/', '-')}.xml"
-        status, _ = self.run([sys.executable, "-m", "pytest", directory, "-q", f"--junit-xml={junit}"])
-        return results(junit, status, f"pytest {directory}", strict=strict)
+    def unit(self) -> Counts:
+        junit = self._scratch / "unit.xml"
+        status, _ = self.run([sys.executable, "-m", "pytest", "tests/unit", "-q", f"--junit-xml={junit}"])
+        return results(junit, status, "pytest tests/unit", strict=False)
 
     def kernel(self) -> Counts:
-        # The longest files first, so that no guest is left alone with one at the end.
+        # What pytest makes of the files is kept beside them: done here once, for a guest takes seconds and forgets it.
+        collect = [sys.executable, "-m", "pytest", "tests/kernel", "-q", "--collect-only", "-p", "no:cacheprovider"]
+        self.run(collect, quiet=True)
+        return self._side_by_side("tests/kernel", self._guest)
+
+    def crash(self) -> Counts:
+        return self._side_by_side("tests/crash", self._around_guests)
+
+    def _side_by_side(self, directory: str, run: Callable[[Path], tuple[Counts, str]]) -> Counts:
+        """Run a directory's files, two at a time; print the output of each whole, when it has ended."""
+        # The longest files first, so that none is left alone at the end.
         files = sorted(
-            ROOT.glob("tests/kernel/test_*.py"),
+            ROOT.glob(f"{directory}/test_*.py"),
             key=lambda file: SLOWEST.index(file.name) if file.name in SLOWEST else len(SLOWEST),
         )
         if not files:
-            return Counts(errors=1, trouble=("tests/kernel has no test files",))
-        with ThreadPoolExecutor(max_workers=GUESTS) as guests:
-            return sum(guests.map(self._guest, files), Counts())
+            return Counts(errors=1, trouble=(f"{directory} has no test files",))
 
-    def _guest(self, file: Path) -> Counts:
-        """Boot a guest for one file of tests; print its output whole, when it has ended."""
-        began = time.monotonic()
+        def told(file: Path) -> Counts:
+            began = time.monotonic()
+            counts, output = run(file)
+            took = time.monotonic() - began
+            with self._lock:
+                print(f"----- {file.relative_to(ROOT)}: {counts} in {took:.1f}s\n{output.rstrip()}", flush=True)
+            return counts
+
+        with ThreadPoolExecutor(max_workers=GUESTS) as guests:
+            return sum(guests.map(told, files), Counts())
+
+    def _around_guests(self, file: Path) -> tuple[Counts, str]:
+        """Run one file of tests, which boots guests itself."""
+        test = str(file.relative_to(ROOT))
+        junit = self._scratch / f"{file.stem}.xml"
+        command = [sys.executable, "-m", "pytest", test, "-q", "-p", "no:cacheprovider", f"--junit-xml={junit}"]
+        status, output = self.run(command, quiet=True)
+        return results(junit, status, test, strict=True), output
+
+    def _guest(self, file: Path) -> tuple[Counts, str]:
+        """Boot a guest for one file of tests."""
         test = str(file.relative_to(ROOT))
         with tempfile.TemporaryDirectory(dir=self._scratch, prefix=file.stem) as directory:
             state, out = Path(directory) / "state", Path(directory) / "out"
@@ -186,11 +212,7 @@ class Runner:
                 inside,
             ]
             status, output = self.run(vm, quiet=True)
-            counts = results(out / "junit.xml", status, test, strict=True)
-        took = time.monotonic() - began
-        with self._lock:
-            print(f"----- {test}: {counts} in {took:.1f}s\n{output.rstrip()}", flush=True)
-        return counts
+            return results(out / "junit.xml", status, test, strict=True), output
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -230,9 +252,9 @@ def main() -> int:
         signal.signal(signal.SIGINT, stop)
         known: dict[str, Callable[[], Counts]] = {
             "check": runner.check,
-            "unit": lambda: runner.here("tests/unit", strict=False),
+            "unit": runner.unit,
             "kernel": runner.kernel,
-            "crash": lambda: runner.here("tests/crash", strict=True),
+            "crash": runner.crash,
         }
         lanes = []
         for name, lane in known.items():

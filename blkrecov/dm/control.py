@@ -45,7 +45,7 @@ from blkrecov.dm.abi import (
 )
 from blkrecov.dm.kmsg import LogMark
 from blkrecov.dm.table import Table
-from blkrecov.errors import AccessDenied, BlkrecovError, Code, NotSupported, ProviderFailure
+from blkrecov.errors import AccessDenied, BlkrecovError, Code, NotSupported, ProviderFailure, pass_on_exhaustion
 from blkrecov.units import Sectors
 
 CONTROL_NODE: Final = Path("/dev/mapper/control")
@@ -203,6 +203,16 @@ class Control:
     def status(self, name: str, *, flush: bool = False) -> Table:
         """What the live table's targets say of themselves. With `flush` some targets write out first, and may block on that."""
         return self._lines(name, NONE if flush else Flag.NOFLUSH)
+
+    def look(self, name: str) -> tuple[DeviceInfo, Table, Table]:
+        """The device, its live table, and what its targets say, by two calls: every answer tells of the device as well.
+
+        Raises: NoSuchDevice. Kernel: drivers/md/dm-ioctl.c, table_status() calls __dev_status()
+        """
+        table = self._call("TABLE_STATUS", name, flags=Flag.STATUS_TABLE | Flag.NOFLUSH)
+        said = self._call("TABLE_STATUS", name, flags=Flag.NOFLUSH)
+        lines, words = (decode_table(reply.data, reply.target_count) for reply in (table, said))
+        return _info(said), lines, words
 
     def deps(self, name: str) -> tuple[DeviceNumber, ...]:
         """The devices that the live table is built on."""
@@ -471,6 +481,7 @@ def _open_control(path: Path) -> int:
     except PermissionError as error:
         raise AccessDenied(f"cannot open {path}: {error.strerror}") from error
     except OSError as error:
+        pass_on_exhaustion(error)
         # /proc/misc tells a missing driver from a missing node, for example in a container with a /dev of its own.
         minor = _misc_minor()
         if minor is None:

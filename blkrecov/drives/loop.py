@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from blkrecov.errors import AccessDenied, DeviceInUse, NotSupported, PathNotFound, ProviderFailure
+from blkrecov.errors import AccessDenied, DeviceInUse, NotSupported, PathNotFound, ProviderFailure, pass_on_exhaustion
 
 SYS_BLOCK: Final = Path("/sys/block")
 CONTROL: Final = "/dev/loop-control"
@@ -144,7 +144,8 @@ def held() -> Iterator[None]:
         for device in attached():
             try:
                 node = os.open(device.path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:  # Gone already.
+            except OSError as error:  # Gone already.
+                pass_on_exhaustion(error)
                 continue
             nodes.callback(os.close, node)
         yield
@@ -240,6 +241,7 @@ def _open_control() -> int:
 
 
 def _refusal(operation: str, path: str, error: OSError) -> PathNotFound | AccessDenied | LoopRefused:
+    pass_on_exhaustion(error)
     match error.errno:
         case errno.ENOENT | errno.ENOTDIR:
             return PathNotFound(f"{path} does not exist")

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Final, TypeVar
 
 from blkrecov.drives.store import DriveIoError, IoCounter
+from blkrecov.errors import pass_on_exhaustion
 
 T = TypeVar("T")
 
@@ -81,4 +82,5 @@ def _checked(operation: str, node: str, act: Callable[[], T]) -> T:
     try:
         return act()
     except OSError as error:
+        pass_on_exhaustion(error)
         raise DriveIoError(operation, node, error.errno or errno.EIO) from error

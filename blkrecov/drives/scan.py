@@ -26,7 +26,7 @@ from blkrecov.drives.label import MINIMUM_SIZE, Label, NoLabel
 from blkrecov.drives.loop import Inode, LoopDevice
 from blkrecov.drives.probe import unescape
 from blkrecov.drives.store import DriveStore, IoCounter, LabelReading
-from blkrecov.errors import BlkrecovError, InvalidDisk, NotSupported, PathNotFound, ProviderFailure
+from blkrecov.errors import BlkrecovError, InvalidDisk, NotSupported, PathNotFound, ProviderFailure, pass_on_exhaustion
 from blkrecov.units import sectors
 
 MAX_FILES: Final = 10_000
@@ -196,6 +196,7 @@ class _Search:
             device = Path(directory).stat().st_dev
             entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
         except OSError as error:
+            pass_on_exhaustion(error)
             if asked_for:
                 self.refused.append((directory, _unreachable(directory, error)))
             return
@@ -244,6 +245,7 @@ def _is_node_of(status: os.stat_result, device: LoopDevice) -> bool:
 
 
 def _unreachable(path: str, error: OSError) -> BlkrecovError:
+    pass_on_exhaustion(error)
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return PathNotFound(f"{path} does not exist")
     return ProviderFailure(f"{path}: {error.strerror}")

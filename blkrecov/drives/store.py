@@ -60,6 +60,7 @@ from blkrecov.errors import (
     NotSupported,
     ObjectExists,
     PathNotFound,
+    pass_on_exhaustion,
 )
 from blkrecov.units import MIB, Bytes
 
@@ -244,25 +245,31 @@ class DriveStore:
         end = start + length
         # Bytes after the last whole block are out of reach of direct I/O, and nothing of ours is there.
         end -= end % BLOCK
+        buffer = mmap.mmap(-1, _CHUNK)  # One for all pieces: memory that is new costs more than the comparison.
         for offset in range(start, end, _CHUNK):
             size = min(_CHUNK, end - offset)
-            if any(self._read(offset, size)):
+            self._read_into(memoryview(buffer)[:size], offset)
+            if buffer[:size].count(0) != size:
                 self._write(offset, bytes(size))
 
     def _read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes. Offset and length are whole blocks, as direct I/O asks for."""
         buffer = mmap.mmap(-1, length)  # Whole pages, so aligned for direct I/O.
+        self._read_into(memoryview(buffer), offset)
+        return buffer[:]
+
+    def _read_into(self, buffer: memoryview, offset: int) -> None:
         done = 0
-        while done < length:
+        while done < len(buffer):
             try:
-                got = os.preadv(self._descriptor, [memoryview(buffer)[done:]], offset + done)
+                got = os.preadv(self._descriptor, [buffer[done:]], offset + done)
             except OSError as error:
+                pass_on_exhaustion(error)
                 raise DriveIoError("read", self.path, error.errno or errno.EIO) from error
             if not got:  # The file became shorter since it was opened.
                 raise DriveIoError("read", self.path, errno.ENODATA)
             done += got
             self._counter.bytes_read += got
-        return buffer[:]
 
     def _write(self, offset: int, data: bytes) -> None:
         assert offset % BLOCK == 0, f"byte {offset} starts no block"
@@ -274,6 +281,7 @@ class DriveStore:
             try:
                 put = os.pwritev(self._descriptor, [memoryview(buffer)[done:]], offset + done)
             except OSError as error:
+                pass_on_exhaustion(error)
                 raise DriveIoError("write", self.path, error.errno or errno.EIO) from error
             done += put
             self._counter.bytes_written += put
@@ -373,6 +381,7 @@ def _damage_of_copy(label: Label, copy: Label | InvalidDisk) -> str | None:
 
 
 def _refusal(operation: str, path: str, error: OSError) -> BlkrecovError:
+    pass_on_exhaustion(error)
     match error.errno:
         case errno.ENOENT | errno.ENOTDIR:
             return PathNotFound(f"{operation} {path}: {error.strerror}")

@@ -6,6 +6,7 @@ is waited for: what happens in between is then queued, not lost. Nothing here sl
 """
 
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ T = TypeVar("T")
 
 # Disks come by the hundred when a host starts. The default buffer drops events then, and a dropped event is a missed one.
 _BUFFER: Final = 16 * 2**20
+_own: Final = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class Watch:
 @contextmanager
 def watch() -> Iterator[Watch]:
     """Opens the queue. Everything that udev handles from here on is in it."""
-    monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source="udev")
+    monitor = pyudev.Monitor.from_netlink(_context(), source="udev")
     monitor.filter_by(subsystem="block")
     monitor.set_receive_buffer_size(_BUFFER)
     monitor.start()
@@ -75,7 +77,7 @@ def properties(device: str) -> Mapping[str, str]:
     Raises: PathNotFound where there is no such device.
     """
     try:
-        entry = pyudev.Devices.from_name(pyudev.Context(), "block", Path(device).resolve().name)
+        entry = pyudev.Devices.from_name(_context(), "block", Path(device).resolve().name)
     except pyudev.DeviceNotFoundError as error:
         raise PathNotFound(f"{device} is no block device") from error
     if not entry.is_initialized:
@@ -116,6 +118,13 @@ def witness(device: str) -> Witness:
 def link_of(naa: str) -> Path:
     """The link that udev keeps to the disk of this identity (60-persistent-storage.rules)."""
     return Path(f"/dev/disk/by-id/wwn-0x{naa}")
+
+
+def _context() -> Any:
+    """libudev's handle, one for each thread: it is not to be shared. For each new one pyudev starts ldconfig, to find libudev."""
+    if not hasattr(_own, "context"):
+        _own.context = pyudev.Context()
+    return _own.context
 
 
 def settle(timeout_s: float) -> None:

@@ -10,8 +10,8 @@ from contextlib import ExitStack
 import msgspec
 
 from blkrecov import catalog
-from blkrecov.drives.store import IoCounter
 from blkrecov.array import Array
+from blkrecov.drives.store import IoCounter
 from blkrecov.engine import locked
 from tests.crash import inside
 from tests.crash.power import Json, order_of

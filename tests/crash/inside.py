@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from blkrecov import engine
+from blkrecov.array import Array
 from blkrecov.dm import names
 from blkrecov.dm.control import Control
 from blkrecov.dm.events import EventWatcher
 from blkrecov.dm.table import DelayTable, Segment
-from blkrecov.array import Array
 from blkrecov.geometry import Request
 from blkrecov.model import Layout, Lun
 from blkrecov.settings import Settings

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from blkrecov import provision, recover
+from blkrecov import replace as moves
 from blkrecov.converge import Group, converge, converge_ports, take_note
 from blkrecov.dm import names
 from blkrecov.dm.superblock import Superblock
@@ -85,6 +86,14 @@ class Machine:
         """The kernel has regenerated every leg that it was at."""
         for plex in self.plexes.values():
             plex.letters = ["A" if letter == "a" else letter for letter in plex.letters]
+
+    def copied(self, document: Document) -> None:
+        """The kernel has copied all members that move."""
+        for lun in document.luns:
+            for index, member in enumerate(lun.members):
+                if member.successor is not None and member.meta:
+                    place = (self.backings[member.successor.drive].number, member.successor.meta[0].start)
+                    self.superblocks[place] = self.superblocks[self.place(lun, index)]
 
     def place(self, lun: Lun, index: int) -> Place:
         """Where a member's superblock lies."""
@@ -176,8 +185,9 @@ class Machine:
                 number = self._resolve(self.devices[step.port.removeprefix(NODE)].table[0].params.split()[0])
                 self.superblocks.pop((number, step.extent.start), None)
             case ForceResync():
-                number = self._resolve(self.devices[step.port.removeprefix(NODE)].table[0].params.split()[0])
-                place = (number, step.sector)
+                found = self._place(self.devices[step.port.removeprefix(NODE)].number)
+                assert found is not None
+                place = (found[0], found[1] + step.sector)
                 assert not any(place in plex.places for plex in self.plexes.values()), "a loaded superblock is changed"
                 self.superblocks[place] = replace(self.superblocks[place], resync_offset=0)
             case Export():
@@ -252,8 +262,14 @@ class Machine:
             line = next(device.table[0] for device in self.devices.values() if device.number == number)
             if line.kind == "error":
                 return None
-            assert line.kind == "linear"
-            number, start = line.params.split()
+            words = line.params.split()
+            if (
+                line.kind == "mirror"
+            ):  # All reads are answered from the first leg: log and its words, number of legs, legs.
+                words = words[3 + int(words[1]) :]
+            else:
+                assert line.kind == "linear"
+            number, start = words[:2]
             offset += int(start)
         return number, offset
 
@@ -679,6 +695,212 @@ def test_two_substitutes_in_a_row_never_share_a_name() -> None:
     ]
 
 
+# A member that moves to another drive.
+
+
+def moving(machine: Machine, document: Document, new: str = "d5", start: int = 0x9000) -> Document:
+    """After the member on d0 was asked to move: the document without the task, and the prepared drive; no device is changed."""
+    proposal, _ = moves.propose(
+        document, machine.observe(document), document.lun("v"), document.drive("d0"), document.drive(new), uuids(start)
+    )
+    return msgspec.structs.replace(machine.prepare(proposal), tasks=())
+
+
+def moved(plan: list[Step]) -> list[str]:
+    """What a plan does to which device, by the kind of the new table."""
+    told = []
+    for step in plan:
+        match step:
+            case CreateDevice():
+                told.append(f"create {step.device.name.removeprefix('blkrecov-lab-v-')} {step.device.table[0].kind}")
+            case ReplaceTable():
+                flush = "" if step.flush else " at once"
+                told.append(f"{step.name.removeprefix('blkrecov-lab-v-')} {step.table[0].kind}{flush}")
+            case ZeroExtent():
+                told.append(f"zero {step.extent.start} of {step.port.removeprefix('/dev/mapper/blkrecov-lab-')}")
+            case RemoveDevice():
+                told.append(f"remove {step.name.removeprefix('blkrecov-lab-v-')}")
+            case _:
+                told.append(step.lines()[0])
+    return told
+
+
+SIDES = ["rimage_0_from", "rimage_0_log_0", "rimage_0_log_1", "rimage_0_log_2", "rimage_0_log_3", "rimage_0_to"]
+META_SIDES = ["rmeta_0_from", "rmeta_0_to"]
+
+
+def test_a_move_step_by_step() -> None:
+    """What is below the legs, then the legs one after the other; the plex is not touched. The logs are blank."""
+    document, _ = with_lun(drives(6), Layout.RAID1, on=("d0", "d1"))
+    machine = running(document)
+    document = moving(machine, document)
+    assert moved(machine.run(document)) == [
+        "create rmeta_0_from linear",
+        "create rmeta_0_to linear",
+        "create rimage_0_from linear",
+        "create rimage_0_to linear",
+        "create rimage_0_log_0 linear",
+        "create rimage_0_log_1 linear",
+        "create rimage_0_log_2 linear",
+        "create rimage_0_log_3 linear",
+        "rmeta_0 mirror",
+        "zero 18432 of drive-d5",
+        "rimage_0 mirror",
+    ]
+    assert machine.plan(document) == []
+
+
+@pytest.mark.parametrize("end", [moves.finished, moves.abandoned])
+def test_the_end_of_a_move_step_by_step(end: Callable[[Document, Lun], Document]) -> None:
+    """Without a flush: a mirror that has lost a side would never come to an end of what it holds."""
+    document, _ = with_lun(drives(6), Layout.RAID1, on=("d0", "d1"))
+    document = moving(running(document), document)
+    machine = running(document)
+    document = end(document, document.lun("v"))
+    removed = [f"remove {name}" for name in (*SIDES, *META_SIDES)]
+    assert moved(machine.run(document)) == ["rmeta_0 linear at once", "rimage_0 linear at once", *removed]
+    drive = "d5" if end is moves.finished else "d0"
+    for leg in ("rmeta_0", "rimage_0"):
+        number = machine.devices[f"blkrecov-lab-v-{leg}"].table[0].params.split()[0]
+        assert number == machine.devices[f"blkrecov-lab-drive-{drive}"].number
+    assert machine.plan(document) == []
+
+
+def test_a_linear_lun_goes_through_the_leg_before_that_copies() -> None:
+    """What its plex wrote past the leg while that is a mirror would be missing on the other drive."""
+    document, _ = with_lun(drives(6), Layout.LINEAR, on=("d0",))
+    machine = running(document)
+    document = moving(machine, document)
+    assert moved(machine.run(document)) == [
+        "create rimage_0 linear",
+        "create rimage_0_from linear",
+        "create rimage_0_to linear",
+        "create rimage_0_log_0 linear",
+        "create rimage_0_log_1 linear",
+        "create rimage_0_log_2 linear",
+        "create rimage_0_log_3 linear",
+        "plex linear",
+        "zero 16384 of drive-d5",
+        "rimage_0 mirror",
+    ]
+    leg, plex = machine.devices["blkrecov-lab-v-rimage_0"], machine.devices["blkrecov-lab-v-plex"]
+    assert plex.table[0].params == f"{leg.number} 0"
+    document = moves.finished(document, document.lun("v"))
+    assert moved(machine.run(document)) == [
+        "rimage_0 linear at once",
+        "plex linear",
+        "remove rimage_0",
+        *(f"remove {name}" for name in SIDES),
+    ]
+    assert plex.number == machine.devices["blkrecov-lab-v-plex"].number
+    assert machine.plan(document) == []
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_a_copy_goes_on_after_a_power_cut_by_its_log(layout: Layout) -> None:
+    """The leg is a mirror from the start, nothing is zeroed, and a superblock is changed through the leg, not past it."""
+    document, _ = with_lun(drives(6), layout, on=tuple(f"d{number}" for number in range(layout.minimum)))
+    machine = running(moving(running(document), document))
+    document = moving(running(document), document)
+    machine.power_cut()
+    plan = machine.run(document, unclean=True)
+    assert [step for step in plan if isinstance(step, ZeroExtent | ReplaceTable)] == []
+    forced = [step for step in plan if isinstance(step, ForceResync)]
+    if layout.fault_tolerant:
+        assert forced[0] == ForceResync("/dev/mapper/blkrecov-lab-v-rmeta_0", 0)
+        assert len(forced) == layout.minimum
+    assert machine.plan(document) == []
+
+
+def test_a_leg_that_served_without_its_mirror_forgets_the_log() -> None:
+    """The drive that it moves to was away for a moment, by the document: what was written then is in no log."""
+    document, _ = with_lun(drives(6), Layout.RAID1, on=("d0", "d1"))
+    document = moving(running(document), document)
+    machine = running(document)
+    away = document.with_drive(msgspec.structs.replace(document.drive("d5"), status=DriveStatus.OFFLINE))
+    machine.run(away)
+    assert machine.devices["blkrecov-lab-v-rimage_0"].table[0].kind == "linear"
+    assert moved(machine.run(document))[-3:] == ["rmeta_0 mirror", "zero 18432 of drive-d5", "rimage_0 mirror"]
+
+
+def test_a_second_move_never_stands_on_what_the_first_has_left() -> None:
+    """A process was killed before the first one's devices were removed: they have the names, not the UUIDs."""
+    document, _ = with_lun(drives(6), Layout.RAID1, on=("d0", "d1"))
+    machine = running(document)
+    first = moving(machine, document)
+    machine.run(first)
+    stayed = moves.abandoned(first, first.lun("v"))
+    machine.run(stayed, limit=2)
+    assert "blkrecov-lab-v-rimage_0_to" in machine.devices
+    second = moving(machine, stayed, "d4", start=0xA000)
+    machine.run(second)
+    port = machine.devices["blkrecov-lab-drive-d4"].number
+    assert machine.devices["blkrecov-lab-v-rimage_0_to"].table[0].params.split()[0] == port
+    assert machine.plan(second) == []
+    assert machine.state() == running(second).state()
+
+
+def mirror_words(legs: str, log: str = "A") -> str:
+    return f"2 253:1 253:2 3/8 1 {legs} 3 disk 253:3 {log}"
+
+
+@pytest.mark.parametrize(("legs", "log"), [("AD", "A"), ("AS", "A"), ("AF", "A"), ("AA", "D")])
+def test_a_copy_that_cannot_be_written_is_given_up(legs: str, log: str) -> None:
+    """Whoever looks next takes it away, for until then the mirror holds the LUN's writes."""
+    document, lun = with_lun(drives(6), Layout.RAID1, on=("d0", "d1"))
+    document = moving(running(document), document)
+    machine = running(document)
+    observed = machine.observe(document)
+    uuid = names.dm_uuid(lun.members[0].uuid, "rimage")
+    live = observed.devices[uuid]
+
+    def said(words: str) -> Observed:
+        line = TargetLine(start=Sectors(0), length=Sectors(131072), kind="mirror", params=words)
+        return replace(observed, devices={**observed.devices, uuid: replace(live, status=(line,))})
+
+    assert take_note(document, said(mirror_words("AA")), unclean=False).lun("v").members[0].successor is not None
+    # What cannot be read has to come from elsewhere: an operation's business.
+    assert take_note(document, said(mirror_words("SA")), unclean=False).lun("v").members[0].successor is not None
+    noted = take_note(document, said(mirror_words(legs, log)), unclean=False)
+    assert noted.lun("v").members == lun.members
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_a_copy_to_a_drive_that_is_away_is_given_up_before_the_lun_is_used(layout: Layout) -> None:
+    """When the drive is back, its log would call clean what was written meanwhile."""
+    document, lun = with_lun(drives(6), layout, on=tuple(f"d{number}" for number in range(layout.minimum)))
+    document = moving(running(document), document)
+    machine = running(document)
+    machine.power_cut()
+    del machine.backings[document.drive("d5").uuid]
+    assert take_note(document, machine.observe(document), unclean=False).lun("v").members == lun.members
+
+
+def test_a_copy_of_a_member_that_has_missed_writes_is_given_up() -> None:
+    """It would be a copy of something stale."""
+    document, _ = with_lun(drives(6), Layout.RAID1, on=("d0", "d1"))
+    document = moving(running(document), document)
+    machine = running(document)
+    machine.plexes["blkrecov-lab-v-plex"].letters[0] = "D"
+    noted = take_note(document, machine.observe(document), unclean=False)
+    assert noted.lun("v").lost == {0}
+    assert noted.lun("v").members[0].successor is None
+
+
+@pytest.mark.parametrize("name", ["d0", "d5"])
+def test_a_drive_that_is_failed_ends_the_copies_to_it_and_from_it(name: str) -> None:
+    """And the LUN goes on with what it has."""
+    document, _ = with_lun(drives(6), Layout.RAID1, on=("d0", "d1"))
+    document = moving(running(document), document)
+    machine = running(document)
+    document = provision.fail_drive(document, name).document
+    assert document.lun("v").members[0].successor is None
+    assert document.lun("v").lost == ({0} if name == "d0" else frozenset())
+    machine.run(document)
+    assert [name for name in machine.devices if "_from" in name or "_to" in name or "_log" in name] == []
+    assert machine.plan(document) == []
+
+
 # Deletion.
 
 
@@ -796,6 +1018,13 @@ def _changes() -> Iterator[tuple[str, Change]]:
         document = provision.fail_drive(msgspec.structs.replace(document, tasks=()), second).document
         return recovered(machine, document, 0xA000)
 
+    def arrived(machine: Machine, document: Document) -> Document:
+        machine.copied(document)
+        return moves.finished(document, document.lun("v"))
+
+    def stayed(_machine: Machine, document: Document) -> Document:
+        return moves.abandoned(document, document.lun("v"))
+
     def created(machine: Machine, document: Document) -> Document:
         document, _ = with_lun(document, Layout.RAID6, "w")
         return document
@@ -807,6 +1036,9 @@ def _changes() -> Iterator[tuple[str, Change]]:
         yield f"reuse-the-name-of-{layout}", Change(before, replaced)
         yield f"grow-{layout}", Change(before, grown)
         yield f"create-beside-{layout}", Change(before, created)
+        yield f"move-{layout}", Change(before, moving)
+        yield f"arrive-{layout}", Change(moving(running(before), before), arrived)
+        yield f"stay-{layout}", Change(moving(running(before), before), stayed)
         if layout.fault_tolerant:
             yield f"fail-{layout}", Change(before, failed)
             yield f"substitute-{layout}", Change(before, substituted)
@@ -972,8 +1204,8 @@ def test_a_dead_lun_is_not_loaded_to_hold_it_back() -> None:
 
 
 def test_a_second_substitute_leaves_the_first_rebuild_where_it_is() -> None:
-    """`rebuild` for a leg that has a superblock, next to one that is new, is refused (drivers/md/dm-raid.c,
-    super_init_validation()); without it the first goes on from its checkpoint."""
+    """Linux 6.1 takes `rebuild` for one of them and lets the other go on from its checkpoint: of 32 MiB that were half done
+    16 are written, with `rebuild` for both all 32."""
     document, _ = with_lun(drives(6), Layout.RAID6, on=("d0", "d1", "d2", "d3"))
     machine = running(document)
     document = substituted(machine, document)

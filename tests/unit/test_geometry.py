@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blkrecov import geometry, provision, recover
+from blkrecov import geometry, provision, recover, replace
 from blkrecov.errors import BlkrecovError, InvalidArgument, NotEnoughDrives, NotEnoughSpace
 from blkrecov.geometry import Request, carve, choose_substitute, member_length, region_size
 from blkrecov.model import UNIT, Document, DriveStatus, Extent, Layout, Lun, MemberState, TaskState
@@ -360,7 +360,9 @@ def test_a_drive_without_recent_failures_is_preferred() -> None:
 Operation = tuple[str, int, int, Layout]
 operations = st.lists(
     st.tuples(
-        st.sampled_from(["create", "create", "extend", "delete", "fail", "back", "substitute"]),
+        st.sampled_from(
+            ["create", "create", "extend", "delete", "fail", "back", "substitute", "move", "arrive", "stay"]
+        ),
         st.integers(0, 9),
         st.integers(1, 120),
         st.sampled_from(Layout),
@@ -389,6 +391,14 @@ def carried_out(document: Document, operation: Operation, number: int) -> Docume
             return provision.extend(document, lun, Bytes(lun.bytes + mib * MIB), ids).document
         if word == "delete":
             return provision.delete(document, lun, ()).document
+        if word == "move":
+            away = document.drive_of(lun.members[mib % len(lun.members)].drive)
+            moved = replace.propose(document, seen(document), lun, away, None, ids)[0].document
+            return msgspec.structs.replace(moved, tasks=document.tasks)
+        if word == "arrive":
+            return replace.finished(document, lun)
+        if word == "stay":
+            return replace.abandoned(document, lun)
         proposal, task = recover.propose(document, seen(document), lun, None, ids)
         after = proposal.document.lun_of(lun.uuid)
         ended = msgspec.structs.replace(task, state=TaskState.COMPLETED)
@@ -411,7 +421,8 @@ def assert_well_laid(document: Document) -> None:
         assert geometry.free_length(document, target) + taken == target.data_length
     for lun in document.luns:
         if lun.layout is not Layout.LINEAR:
-            assert len(lun.drives) == len(lun.members)
+            moving = sum(member.successor is not None for member in lun.members)
+            assert len(lun.drives) == len(lun.members) + moving
             assert len({member.length for member in lun.members}) == 1
         assert geometry.plex_length(lun) >= lun.size
         metas = [sum(piece.length for piece in member.meta) for member in lun.members]
@@ -433,12 +444,12 @@ def test_extents_never_overlap_whatever_is_done(sizes: list[int], sequence: list
 @settings(max_examples=60, deadline=None)
 @given(operations)
 def test_hot_spares_are_for_failures_only(sequence: list[Operation]) -> None:
-    """Creating and extending never touch them; once one serves, it is a hot spare no more."""
+    """Creating and extending never touch them; once one serves (not while it is being copied to), it is a hot spare no more."""
     document = array(*(drive(number, 100) for number in range(4)), *(drive(n, 150, hot_spare=True) for n in (4, 5)))
     for number, operation in enumerate(sequence):
         document = carried_out(document, operation, number)
         for target in document.drives:
-            assert not (target.hot_spare and geometry.used(document, target))
+            assert not target.hot_spare or all(region.arriving for region in geometry.used(document, target))
 
 
 @pytest.mark.parametrize("layout", FAULT_TOLERANT)

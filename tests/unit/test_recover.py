@@ -75,7 +75,11 @@ def test_a_lost_member_is_substituted() -> None:
     assert (member.state, member.length) == (MemberState.REBUILDING, lost.length)
     assert proposal.prepare == (ZeroExtent("/dev/mapper/blkrecov-lab-drive-d2", member.meta[0]),)
     assert proposal.then == ()
-    assert (task.state, task.phases, task.objects) == (TaskState.IN_PROGRESS, (Phase.REBUILD, Phase.VERIFY), ("v", "d2"))
+    assert (task.state, task.phases, task.objects) == (
+        TaskState.IN_PROGRESS,
+        (Phase.REBUILD, Phase.VERIFY),
+        ("v", "d2"),
+    )
     assert proposal.document.task_on(before.lun("v").uuid) == task
     assert proposal.document.lun("v").members[1] == before.lun("v").members[1]
 

@@ -1,11 +1,14 @@
 """The devices that a document asks for, as literal names and tables."""
 
+from itertools import pairwise
+
 import msgspec
 import pytest
 
 from blkrecov import stack
-from blkrecov.model import UNIT, Document, DriveStatus, Extent, Layout, Lun, MemberState
+from blkrecov.model import UNIT, Document, DriveStatus, Extent, Layout, Lun, MemberState, Successor
 from blkrecov.stack import Device, Layer
+from blkrecov.units import Sectors
 from tests.unit.arrays import array, drive, drives, with_lun, with_states
 
 
@@ -173,3 +176,123 @@ def test_only_the_lun_is_visible() -> None:
     nodes = {leg.uuid: stack.node(leg.name) for leg in stack.legs(document, lun)}
     devices = (*stack.legs(document, lun), stack.plex(document, lun, nodes), stack.port(document, drive(0), None))
     assert [device.name for device in devices if device.visible] == []
+
+
+# Members that move.
+
+
+def moving(document: Document, lun: Lun, new: str = "d5") -> tuple[Document, Lun]:
+    """The first member is on its way to another drive, into two pieces there."""
+    length = lun.members[0].length
+    successor = Successor(
+        uuid=document.array,
+        drive=document.drive(new).uuid,
+        meta=(Extent(16384, UNIT),) if lun.members[0].meta else (),
+        log=(Extent(18432, UNIT),),
+        data=(Extent(20480, UNIT), Extent(40960, length - UNIT)),
+    )
+    moved = lun.with_member(0, msgspec.structs.replace(lun.members[0], successor=successor))
+    return document.with_lun(moved), moved
+
+
+def test_a_leg_that_moves_is_a_mirror_of_two_places() -> None:
+    """Four parts of 16 MiB side by side, each with its log; the superblock's log is kept in memory."""
+    document, lun = moving(*with_lun(drives(6), Layout.RAID1, on=("d0", "d1")))
+    old, new = "/dev/mapper/blkrecov-lab-drive-d0", "/dev/mapper/blkrecov-lab-drive-d5"
+    side = "/dev/mapper/blkrecov-lab-v-rimage_0"
+    mirrors = [
+        f"{start} 32768 mirror disk 2 {side}_log_{number} 4096 2 {side}_from {start} {side}_to {start} 1 handle_errors"
+        for number, start in enumerate((0, 32768, 65536, 98304))
+    ]
+    devices = stack.legs(document, lun)
+    assert tables(devices) == {
+        "blkrecov-lab-v-rmeta_0_from": [f"0 2048 linear {old} 16384"],
+        "blkrecov-lab-v-rmeta_0_to": [f"0 2048 linear {new} 16384"],
+        "blkrecov-lab-v-rmeta_0": [
+            "0 2048 mirror core 1 256 2 /dev/mapper/blkrecov-lab-v-rmeta_0_from 0 "
+            "/dev/mapper/blkrecov-lab-v-rmeta_0_to 0 1 handle_errors"
+        ],
+        "blkrecov-lab-v-rimage_0_from": [f"0 131072 linear {old} 18432"],
+        "blkrecov-lab-v-rimage_0_to": [f"0 2048 linear {new} 20480", f"2048 129024 linear {new} 40960"],
+        **{f"blkrecov-lab-v-rimage_0_log_{n}": [f"0 512 linear {new} {18432 + n * 512}"] for n in range(4)},
+        "blkrecov-lab-v-rimage_0": mirrors,
+        "blkrecov-lab-v-rmeta_1": ["0 2048 linear /dev/mapper/blkrecov-lab-drive-d1 16384"],
+        "blkrecov-lab-v-rimage_1": ["0 131072 linear /dev/mapper/blkrecov-lab-drive-d1 18432"],
+    }
+    assert {device.layer for device in devices if "_0_" in device.name} == {Layer.SIDE}
+    assert [device.name for device in devices if device.visible] == []
+
+
+def test_a_leg_that_moves_is_the_same_device() -> None:
+    """So is the plex's table: the raid sees nothing of it. What is below has the copy's UUID, not the member's."""
+    document, lun = with_lun(drives(6), Layout.RAID5, on=("d0", "d1", "d2"))
+    after, moved = moving(document, lun)
+    legs = {device.uuid: device.name for device in stack.legs(after, moved) if device.layer is Layer.LEG}
+    assert legs == {device.uuid: device.name for device in stack.legs(document, lun)}
+    assert plex(after, moved) == plex(document, lun)
+    sides = [device.uuid for device in stack.legs(after, moved) if device.layer is Layer.SIDE]
+    assert all(uuid.startswith(f"BLKRECOV-{document.array.hex}-") for uuid in sides)
+
+
+def test_a_linear_lun_has_legs_for_what_moves() -> None:
+    """And the plex goes through them."""
+    document, lun = moving(*with_lun(array(drive(0, 40), drive(1, 30), drive(5)), Layout.LINEAR, on=("d0", "d1")))
+    moved = next(device for device in stack.legs(document, lun) if device.layer is Layer.LEG)
+    assert moved.name == "blkrecov-lab-v-rimage_0"
+    first, second = plex(document, lun)
+    length = lun.members[0].length
+    assert first == f"0 {length} linear /dev/mapper/blkrecov-lab-v-rimage_0 0"
+    assert second.startswith(f"{length} {131072 - length} linear /dev/mapper/blkrecov-lab-drive-")
+
+
+@pytest.mark.parametrize("name", ["d0", "d5"])
+def test_nothing_is_copied_to_or_from_a_drive_that_is_not_online(name: str) -> None:
+    """The leg is where the member is, so that the LUN does not wait for what cannot be written."""
+    document, lun = with_lun(drives(6), Layout.RAID1, on=("d0", "d1"))
+    after, moved = moving(document, lun)
+    after = after.with_drive(msgspec.structs.replace(after.drive(name), status=DriveStatus.FAILED))
+    assert stack.legs(after, moved) == stack.legs(document, lun)
+
+
+@pytest.mark.parametrize("state", [MemberState.FAILED, MemberState.REBUILDING])
+def test_a_member_that_is_not_in_sync_is_not_copied(state: MemberState) -> None:
+    """What it holds is of no use."""
+    document, lun = with_lun(drives(6), Layout.RAID1, on=("d0", "d1"))
+    after, moved = moving(document, lun)
+    assert stack.legs(after, with_states(moved, state)) == stack.legs(document, with_states(lun, state))
+
+
+@pytest.mark.parametrize(
+    ("mib", "parts", "region"),
+    [
+        (1, 1, 512),
+        (16, 1, 4096),
+        (24, 1, 4096),
+        (31, 1, 4096),
+        (33, 2, 4096),
+        (64, 4, 4096),
+        (128, 4, 8192),
+        (1_000_001, 4, 8192),
+        (2**21, 4, 8192),
+        (2**21 + 4, 4, 16384),
+        (2**24, 4, 65536),
+    ],
+)
+def test_how_a_member_is_copied(mib: int, parts: int, region: int) -> None:
+    """Parts and regions are a part of the on-drive format: the logs of a copy are read by the version that goes on with it."""
+    found = stack.parts(mib * UNIT)
+    assert (len(found), {part.region for part in found}) == (parts, {region})
+    assert found[0].start == 0
+    for before, after in pairwise(found):
+        assert before.start + before.length == after.start
+    assert found[-1].start + found[-1].length == mib * UNIT
+    for part in found:
+        assert part.start % UNIT == 0
+        assert part.length >= part.region
+        # Header, then one bit per region.
+        assert 1024 + -(-part.length // part.region) // 8 + 8 <= stack.LOG_LENGTH * 512
+
+
+def test_the_logs_of_all_parts_fit_the_extent_that_they_are_in() -> None:
+    """One behind the other."""
+    assert Sectors(stack.PARTS * stack.LOG_LENGTH) <= UNIT

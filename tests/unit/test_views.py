@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blkrecov import provision, recover, tasks, views
+from blkrecov import provision, recover, replace, tasks, views
 from blkrecov.condition import state_of
 from blkrecov.errors import BlkrecovError, ObjectFailed
 from blkrecov.model import (
@@ -366,6 +366,25 @@ def test_a_region_s_status_is_its_member_s() -> None:
         "d1": ["ok", "regenerating", "regenerating", "ok", "ok"],
         "d2": ["ok", "ok", "ok", "ok", "ok"],
     }
+
+
+def test_where_a_member_is_moving_to_is_shown_as_regenerating() -> None:
+    """Superblock, log and data; where it serves from until then, all is well."""
+    document, lun = with_lun(drives(3), Layout.RAID1, on=("d0", "d1"))
+    proposal, _ = replace.propose(
+        document, seen(document), lun, document.drive("d0"), document.drive("d2"), uuids(0x9000)
+    )
+    found = {
+        name: [
+            (row["role"], row["lun"], row["status"]) for row in views.regions(proposal.document, document.drive(name))
+        ]
+        for name in ("d0", "d2")
+    }
+    meta, data = ("meta", "v", "ok"), ("data", "v", "ok")
+    ends = ("label", None, "ok"), ("free", None, "ok"), ("label", None, "ok")
+    assert found["d0"] == [ends[0], meta, data, *ends[1:]]
+    arriving = [("meta", "v", "regenerating")] * 2 + [("data", "v", "regenerating")]
+    assert found["d2"] == [ends[0], *arriving, *ends[1:]]
 
 
 def test_regions_of_a_drive_that_failed_have_failed() -> None:

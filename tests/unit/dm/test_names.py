@@ -16,10 +16,12 @@ from blkrecov.dm.names import (
     dm_name,
     dm_uuid,
     drive_name,
+    is_side,
     lun_name,
     meta_name,
     parse_dm_uuid,
     plex_name,
+    side_name,
     split_dm_name,
 )
 from blkrecov.errors import InvalidArgument
@@ -47,6 +49,8 @@ def test_names_of_all_layers() -> None:
     assert plex_name("a0", "db") == "blkrecov-a0-db-plex"
     assert meta_name("a0", "db", 0) == "blkrecov-a0-db-rmeta_0"
     assert data_name("a0", "db", 12) == "blkrecov-a0-db-rimage_12"
+    assert side_name("a0", "db", 12, "rimage_from") == "blkrecov-a0-db-rimage_12_from"
+    assert side_name("a0", "db", 0, "rimage_log_3") == "blkrecov-a0-db-rimage_0_log_3"
     assert drive_name("a0", "d0") == "blkrecov-a0-drive-d0"
 
 
@@ -74,6 +78,9 @@ def test_every_valid_name_fits_and_none_meets_another(array: str, lun: str, driv
         plex_name(array, lun),
         meta_name(array, lun, index),
         data_name(array, lun, index),
+        side_name(array, lun, index, "rmeta_to"),
+        side_name(array, lun, index, "rimage_to"),
+        side_name(array, lun, index, "rimage_log_15"),
         drive_name(array, drive),
     ]
     assert len(set(names)) == len(names)
@@ -117,6 +124,23 @@ def test_a_uuid_says_whose_and_which_layer() -> None:
     text = "BLKRECOV-0123456789abcdef0123456789abcdef-rmeta_1"
     assert dm_uuid(SOME_UUID, "rmeta_1") == text
     assert parse_dm_uuid(text) == DmUuid(SOME_UUID, "rmeta_1")
+
+
+@pytest.mark.parametrize(
+    "role", ["rmeta_from", "rmeta_to", "rimage_from", "rimage_to", "rimage_log_0", "rimage_log_12"]
+)
+def test_sides_are_told_from_legs(role: str) -> None:
+    """They are made before the legs and removed after them."""
+    parsed = parse_dm_uuid(dm_uuid(SOME_UUID, role))
+    assert parsed is not None
+    assert is_side(parsed.role)
+    assert split_dm_name(side_name("a", "b-c", 3, role)) == ("a", "b-c", role.replace("_", "_3_", 1))
+
+
+@pytest.mark.parametrize("role", ["rmeta", "rimage", "plex", "lun", "drive", "rimage_1", "rimage_log", "from"])
+def test_nothing_else_is_a_side(role: str) -> None:
+    """What stands on a side must not be taken for one."""
+    assert not is_side(role)
 
 
 @pytest.mark.parametrize(
