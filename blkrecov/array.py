@@ -131,10 +131,9 @@ class Array(Engine):
     ) -> tuple[Proposal, Task]:
         """IVdsLun::Recover. Errors come in the order of the specification's precedence.
 
-        Raises: NotInitialized, CacheCorrupt, ObjectDeleted, ObjectNotFound, ObjectFailed, InvalidOperation,
-        AnotherCallInProgress,
-                NotEnoughDrives, NotEnoughSpace, InvalidArgument for a spare that cannot serve; IdentityMismatch;
-                OutOfResources.
+        Raises: InvalidArgument for rates that contradict each other; NotInitialized, CacheCorrupt, ObjectDeleted, ObjectNotFound,
+                ObjectFailed, InvalidOperation, AnotherCallInProgress; NotEnoughDrives, NotEnoughSpace, InvalidArgument for a
+                spare that cannot serve; IdentityMismatch; OutOfResources wherever it shows.
         """
         tasks.refuse_rates(rate_min, rate_max)
         with resources():
@@ -204,7 +203,7 @@ class Array(Engine):
         """How far a task is, from the kernel's own counters. Reads no drive and writes nothing."""
         task = self.document.task(number)
         phase = tasks.phase(task)
-        if task.state is not TaskState.IN_PROGRESS or phase is None:
+        if task.state is not TaskState.IN_PROGRESS or task.paused or phase is None:
             return Progress(task, None, 1.0 if task.state is TaskState.COMPLETED else 0.0, Bytes(0), Bytes(0))
         lun = self.document.lun_of(task.lun)
         self._look()
@@ -224,7 +223,7 @@ class Array(Engine):
             return (meter.fraction if meter else 0.0), in_bytes(total)
         ratio = raid.done / raid.total if raid.total and raid.action is not SyncAction.IDLE else 0.0
         if meter is None:
-            meter = Meter.begun(ratio, count)
+            meter = Meter.begun(ratio, count, total if phase is Phase.REBUILD and lun.rebuilding else 0)
         meter = meter.moved(ratio, count, total)
         self._meters[task.id, task.done] = meter
         if phase is Phase.VERIFY:
@@ -373,7 +372,10 @@ class Array(Engine):
         """A member moves underneath its LUN. What cannot be read from its old place is regenerated on its new one."""
         copy = replace.copied(self.document, self.observed, lun)
         if copy.complete:
-            self._act_on(replace.flushes(self.document, lun))
+            try:
+                self._act_on(replace.flushes(self.document, lun))
+            except BlkrecovError as refused:
+                return self._fail(task, refused)  # The new drive does not keep what it was given.
             task = msgspec.structs.replace(task, bytes_kernel=task.bytes_kernel + in_bytes(copy.total))
             task = tasks.next_phase(tasks.progressed(task, 1.0))
             self.store(self._accounted(replace.finished(self.document, lun), msgspec.structs.replace(task, boot="")))
@@ -484,7 +486,8 @@ class Array(Engine):
 
         Raises: InvalidOperation.
         """
-        task = tasks.paused(self.advance(number))
+        self.advance(number)
+        task = tasks.paused(self.progress(number).task)
         lun = self.document.lun_of(task.lun)
         document = self.document
         phase = tasks.phase(task)
@@ -618,7 +621,7 @@ class Array(Engine):
         """
         self.store(self._accounted(self.document, tasks.rated(self.document.task(number), minimum, maximum)))
         self._set_limits()
-        return self.document.task(number)
+        return self.progress(number).task
 
     def govern(self) -> None:
         """Look who else uses the drives of what is synchronised, and let the kernel's limits follow. Needs no lock.

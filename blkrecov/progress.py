@@ -24,9 +24,14 @@ class Meter:
     fraction: float
 
     @classmethod
-    def begun(cls, ratio: float, count: int) -> Self:
-        """At the first look; counters are those of all members that are worked on, together."""
-        return cls(since=ratio, count=count, fraction=ratio)
+    def begun(cls, ratio: float, count: int, total: int = 0) -> Self:
+        """At the first look; counters are those of all members that are worked on, together.
+
+        With a `total`, the counters have counted this phase from its beginning: substitutes' devices are made for it. So another
+        process that looks sees no less than the first. After a restart of the machine they begin anew, and the ratio decides.
+        """
+        since = min(max(count / total, ratio), ratio + STEP, 1.0) if total else ratio
+        return cls(since=since, count=count, fraction=since)
 
     def moved(self, ratio: float, count: int, total: int) -> Self:
         """`ratio` is the kernel's (0 to 1), `count` what the counters say now, `total` what the whole phase moves."""

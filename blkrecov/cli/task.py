@@ -19,6 +19,9 @@ from blkrecov.units import format_size
 WINDOW_S = 3.0
 
 
+_ENDED = {state.value for state in TaskState if state.ended}
+
+
 class TaskEnded(BlkrecovError):
     """A task ended badly: its own code, message and remedy."""
 
@@ -58,7 +61,7 @@ def list_() -> None:
                 " ".join(item["objects"]),
                 "paused" if item["paused"] else item["state"],
                 f"{item['percent']} %",
-                item["message"] or item["code"],
+                item["message"] or (item["code"] if item["state"] in _ENDED else ""),
             )
             for item in found
         ],

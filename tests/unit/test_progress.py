@@ -31,6 +31,12 @@ def test_what_was_moved_before_the_first_look_counts_nothing_twice() -> None:
     assert meter.moved(0.5, 5016, TOTAL).fraction == pytest.approx(0.51)
 
 
+@pytest.mark.parametrize(("ratio", "count", "shown"), [(0.5, 850, 0.53125), (0.5, 40, 0.5), (0.5, 1600, 0.5 + STEP)])
+def test_another_process_sees_no_less(ratio: float, count: int, shown: float) -> None:
+    """A substitute's device has counted from the beginning; or from the last boot, or with the host's writes."""
+    assert Meter.begun(ratio, count, TOTAL).fraction == pytest.approx(shown)
+
+
 def test_a_phase_without_length_follows_the_ratio() -> None:
     """Nothing to divide by."""
     assert Meter.begun(0.0, 0).moved(0.25, 10, 0).fraction == 0.25
