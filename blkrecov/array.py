@@ -191,7 +191,8 @@ class Array(Engine):
             onto = f" onto drive {', '.join(task.objects[1:])}" if task.objects[1:] else ""
             self._set_limits()
             self._tell("started", f"{task.kind.value} of LUN {lun.name}{onto} has begun", task=task)
-            self._begun(task.id)
+            if tasks.phase(task) in _WORDS:
+                self._begun(task.id)
         return self.document.task(task.id)
 
     def _begun(self, number: int) -> None:

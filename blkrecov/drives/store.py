@@ -191,13 +191,22 @@ class DriveStore:
                 is the one that it was before, or this one.
         """
         data = encode_slot(sequence, label.array_uuid, label.drive_uuid, payload, label.layout.slot_size)
-        slots = self.read_slots(label)
-        latest = newest(slots)
-        assert latest is None or latest.sequence < sequence, f"sequence {sequence} is no news"
-        index = next_slot(*slots)
+        index = self._oldest_slot(label, sequence)
         self._write(label.layout.slot_at(index), data)
         self._flush()
         return index
+
+    def _oldest_slot(self, label: Label, sequence: int) -> int:
+        """Which slot is not the newest valid one. The version before this is looked for where it is on a drive that has had all."""
+        likely = sequence % 2
+        found = self._read_slot(label, likely)
+        if isinstance(found, Slot) and found.sequence == sequence - 1:
+            return 1 - likely
+        other = self._read_slot(label, 1 - likely)
+        slots = (found, other) if likely == 0 else (other, found)
+        latest = newest(slots)
+        assert latest is None or latest.sequence < sequence, f"sequence {sequence} is no news"
+        return next_slot(*slots)
 
     def format(self, label: Label) -> None:
         """Make a drive of what this store is open on. What was there, and every signature of it, goes.

@@ -1,6 +1,7 @@
 """In the guest: LUNs that lose a drive and are being rebuilt, slowly, until the host cuts the power.
 
-Order: luns [[name, layout, MiB, drives]], drives, fail (drives), sixteenths (how far every rebuild is when the host is told).
+Order: luns [[name, layout, MiB, drives]], drives, fail [[drive, spare]] (for each LUN), sixteenths (how far every rebuild is when
+the host is told).
 """
 
 import signal
@@ -21,11 +22,11 @@ def main(order: Json) -> None:
         for number, (name, _, mib, _) in enumerate(order["luns"]):
             disk = inside.disk_of(array, array.document.lun(name))
             inside.write_all(disk, content(number, 0, mib * MIB // BLOCK, 1))
-        for drive in order["fail"]:
+        for drive, _ in order["fail"]:
             array.fail_drive(drive)
         tasks = {}
-        for name, *_ in order["luns"]:
-            proposal, task = array.propose_recover(name, None, rate_max=SLOWLY)
+        for (name, *_), (_, spare) in zip(order["luns"], order["fail"], strict=True):
+            proposal, task = array.propose_recover(name, spare, rate_max=SLOWLY)
             tasks[name] = array.start(proposal, task).id
 
         def far_enough() -> bool:

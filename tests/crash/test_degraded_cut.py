@@ -138,7 +138,12 @@ def rebuild(
 ) -> Rebuild:
     """Two LUNs lose a drive each; while both are rebuilt the power goes. Then the array is opened, and nothing else is asked."""
     machine = Machine(tmp_path_factory.mktemp("rebuild") / "machine", (DISK_MIB,) * 7)
-    order: Json = {"luns": REBUILT, "drives": 7, "fail": ["d1", "d3"], "sixteenths": chance("rebuild").randrange(3, 9)}
+    order: Json = {
+        "luns": REBUILT,
+        "drives": 7,
+        "fail": [["d1", "d5"], ["d3", "d6"]],
+        "sixteenths": chance("rebuild").randrange(3, 9),
+    }
     with machine.running("guest_rebuild", order) as guest:
         guest.until_marked("rebuilding")
         guest.cut()

@@ -6,6 +6,7 @@ them in.
 
 import errno
 import os
+import re
 import select
 import subprocess
 import threading
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from blkrecov.dm.abi import DeviceNumber
+from blkrecov.dm.abi import DeviceNumber, udev_event
 from blkrecov.dm.control import Control, KernelRefused, LeftSuspended, NoSuchDevice, TargetMissing, node
 from blkrecov.dm.events import EventWatcher
 from blkrecov.dm.status import LegHealth, SnapshotUsage, parse_mirror, parse_raid, parse_snapshot
@@ -440,6 +441,17 @@ def test_udev_keeps_private_layers_out_of_dev_disk(bench: Bench) -> None:
     by_id = {path.name for path in Path("/dev/disk/by-id").glob("dm-name-blkrecov-*")}
     assert by_id == {f"dm-name-{visible}"}
     assert node(private).is_block_device()
+
+
+@pytest.mark.parametrize("visible", [True, False])
+def test_the_bench_answers_to_our_cookies_as_dmsetup_does(visible: bool) -> None:
+    """In the guest a rule gives udev the flags that two processes would be started for; they have to be the same ones."""
+    cookie = udev_event(visible=visible)
+    rules = Path(__file__).parents[2].joinpath("scripts/uml/54-dm-cookies.rules").read_text().replace("\\\n", "")
+    (rule,) = (line for line in rules.splitlines() if line.startswith(f'ENV{{DM_COOKIE}}=="{cookie}"'))
+    said = subprocess.run(["dmsetup", "udevflags", str(cookie)], check=True, capture_output=True, text=True).stdout
+    flags = set(re.findall(r"^(DM_UDEV_\w+)='1'$", said, re.MULTILINE))
+    assert set(re.findall(r'ENV\{(DM_UDEV_\w+)\}="1"', rule)) == flags != set()
 
 
 def test_a_node_that_udev_did_not_make_is_made(bench: Bench) -> None:

@@ -159,9 +159,10 @@ def test_a_rebuild_goes_on_after_a_power_cut_and_ends_by_itself(slow: Slow, lab:
     lab.create(case.members)
     with lab.opened() as array:
         array.add_drive(str(slow.directory / "s0"), size=slow.drive, name="s0", spare=True, force=False)
-        disk = lun(array, "vol", case.layout, 24 * MIB * DATA_MEMBERS[case.layout], members=case.members)
+        size = 24 * MIB * DATA_MEMBERS[case.layout]
+        disk = lun(array, "vol", case.layout, size, members=case.members, exported=False)
         in_sync(array, "vol")
-        digest = fill(disk, 24 * MIB * DATA_MEMBERS[case.layout], seed=1)
+        digest = fill(disk, size, seed=1)
         array.fail_drive("d0")
         slow.delay(100)
         proposal, task = array.propose_recover("vol", None)
@@ -236,7 +237,10 @@ def test_a_lun_may_be_used_and_degraded_before_its_first_synchronisation_ends(sl
         array.fail_drive("d0")
         slow.delay(0)
         task = recover(array, "vol")
-        assert (task.state, [phase.value for phase in task.phases]) == (TaskState.COMPLETED, ["rebuild", "repair", "verify"])
+        assert (task.state, [phase.value for phase in task.phases]) == (
+            TaskState.COMPLETED,
+            ["rebuild", "repair", "verify"],
+        )
         assert checksum(disk, 2 * MIB) == digest
         assert scrub(array, "vol").message == "0 mismatches"
         assert disagreements(array, "vol") == []
@@ -246,7 +250,7 @@ def test_a_member_that_is_wrong_is_found_and_put_right(lab: Lab) -> None:
     """Bits that rot on a drive: a scrub counts them, with repair it removes them, and the second count is nought."""
     lab.create(3)
     with lab.opened() as array:
-        disk = lun(array, "vol", "raid5", SIZE, members=3)
+        disk = lun(array, "vol", "raid5", SIZE, members=3, exported=False)
         digest = fill(disk, SIZE, seed=1)
         in_sync(array, "vol")
         # In left-symmetric raid5 the parity of the first stripe is on the last member: no data is touched.

@@ -3,6 +3,7 @@
 import errno
 import mmap
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -28,6 +29,7 @@ from blkrecov.page83 import sysfs, udev
 from blkrecov.page83.designator import Kind, eligible
 from blkrecov.page83.export import Exporter
 from blkrecov.page83.identity import Witness, naa_of_serial, serial_of, target_wwn_of, verify
+from tests.kernel.lab import take_down_exports
 
 SERIAL = serial_of(UUID("01234567-89ab-cdef-0123-456789abcdef"))
 NAA = "60014050123456789abcdef012345678"
@@ -53,19 +55,15 @@ class Devices:
     def table(self, number: int, size: int) -> str:
         return f"0 {size} linear {self.loop} {number * 128 * MIB}"
 
-
-@pytest.fixture
-def exporter() -> Iterator[Exporter]:
-    exporter = Exporter(DEADLINE_S)
-    yield exporter
-    for left in exporter.exports():
-        exporter.unexport(left.serial)
+    def resize(self, name: str, table: str) -> None:
+        run("dmsetup", "load", name, "--table", table)
+        run("dmsetup", "resume", name)
 
 
-@pytest.fixture
-def devices(tmp_path: Path) -> Iterator[Devices]:
+@pytest.fixture(scope="module")
+def devices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Devices]:
     with ExitStack() as undo:
-        backing = tmp_path / "backing"
+        backing = tmp_path_factory.mktemp("page83") / "backing"
         run("truncate", "--size=256M", str(backing))
         made = Devices(run("losetup", "--find", "--show", str(backing)))
         undo.callback(run, "losetup", "--detach", made.loop)
@@ -75,9 +73,15 @@ def devices(tmp_path: Path) -> Iterator[Devices]:
         yield made
 
 
-# Exports are taken down before the devices below them: this fixture asks for the devices first.
 @pytest.fixture
-def lun(devices: Devices, exporter: Exporter) -> str:
+def exporter(devices: Devices) -> Iterator[Exporter]:
+    """What it exports is gone when the test has ended, whoever has a disk open: a test's failure stays its own."""
+    yield Exporter(DEADLINE_S)
+    take_down_exports()
+
+
+@pytest.fixture
+def lun(devices: Devices) -> str:
     return devices.one
 
 
@@ -189,6 +193,32 @@ def test_an_open_disk_stays(lun: str, exporter: Exporter) -> None:
         exporter.unexport("one")
 
 
+def test_what_udev_starts_to_look_at_a_disk_does_not_hold_it(lun: str, exporter: Exporter, tmp_path: Path) -> None:
+    """scsi_id and its like are children of udev's workers, and gone in a moment; the same program started by us is named."""
+    disk = exporter.export("one", lun, SERIAL).disk
+    began, probe, rule = tmp_path / "began", tmp_path / "probe", Path("/run/udev/rules.d/99-p83.rules")
+    os.mkfifo(began)
+    probe.write_text(f"#!/bin/sh\nexec 3<$1\necho $$ >{began}\nexec sleep 100\n")
+    probe.chmod(0o755)
+    rule.parent.mkdir(exist_ok=True)
+    rule.write_text(f'ACTION=="change", KERNEL=="{Path(disk).name}", PROGRAM="{probe} $devnode"\n')
+    with ExitStack() as undo:
+        undo.callback(udev.settle, DEADLINE_S)
+        undo.callback(run, "udevadm", "control", "--reload")
+        undo.callback(rule.unlink)
+        run("udevadm", "control", "--reload")
+        run("udevadm", "trigger", "--action=change", disk)
+        looking = int(run("timeout", f"{DEADLINE_S:g}", "cat", str(began)))
+        undo.callback(os.kill, looking, signal.SIGKILL)
+        assert Path(f"/proc/{looking}/fd/3").readlink() == Path(disk)
+        assert holders(disk) == ()
+        ours = undo.enter_context(subprocess.Popen([probe, disk]))
+        undo.callback(ours.kill)
+        assert int(run("timeout", f"{DEADLINE_S:g}", "cat", str(began))) == ours.pid
+        (holder,) = holders(disk)
+        assert holder.startswith(f"process {ours.pid} ")
+
+
 def test_a_disk_under_dm_stays(lun: str, exporter: Exporter) -> None:
     """What is stacked on the disk is named as its owner knows it."""
     made = exporter.export("one", lun, SERIAL)
@@ -246,11 +276,14 @@ def test_a_path_that_is_no_device_is_refused(exporter: Exporter) -> None:
 def test_the_disk_grows_on_rescan(devices: Devices, exporter: Exporter) -> None:
     """LIO follows the device by itself, the disk only when it is told to ask."""
     made = exporter.export("one", devices.one, SERIAL)
-    run("dmsetup", "load", "p83-one", "--table", devices.table(0, 96 * MIB))
-    run("dmsetup", "resume", "p83-one")
-    assert sysfs.size(made.disk) == 64 * MIB
-    assert exporter.rescan(made) == 96 * MIB
-    assert sysfs.witness(made.disk).naa == NAA
+    devices.resize("p83-one", devices.table(0, 96 * MIB))
+    try:
+        assert sysfs.size(made.disk) == 64 * MIB
+        assert exporter.rescan(made) == 96 * MIB
+        assert sysfs.witness(made.disk).naa == NAA
+        exporter.unexport("one")
+    finally:
+        devices.resize("p83-one", devices.table(0, 64 * MIB))
 
 
 def test_a_wrong_identity_is_never_left_exported(lun: str, exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:

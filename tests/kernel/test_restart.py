@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from blkrecov.drives import label as format_
 from blkrecov.array import Array
+from blkrecov.drives import label as format_
 from blkrecov.engine import Lock
 from blkrecov.errors import DeviceInUse, InvalidDisk
 from blkrecov.settings import Settings
