@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from blkrecov import engine, stack
+from blkrecov import engine, provision, stack
 from blkrecov.actor import Actor
 from blkrecov.array import Array
 from blkrecov.converge import converge
@@ -58,7 +58,7 @@ CHANGING: Final = (
 )
 LOOP_CHANGING: Final = (loop.LOOP_CONFIGURE, loop.LOOP_CLR_FD)
 KILLED: Final = 9
-# Bytes per second and member: a recovery that is begun is not over before it is looked at.
+# Bytes per second and member: what is to be synchronised is not over before it is looked at.
 SLOWLY: Final = 16 * KIB
 PATTERN: Final = content(1, 0, MIBS * MIB // BLOCK, 1)
 
@@ -162,7 +162,7 @@ def fail(array: Array) -> None:
 
 
 def recover(array: Array) -> None:
-    array.start(*array.propose_recover("y", None, rate_max=SLOWLY))
+    array.start(*array.propose_recover("y", None))
 
 
 OPERATIONS: Final[dict[str, Callable[[Array], None]]] = {
@@ -232,7 +232,7 @@ def prepare(operation: str) -> None:
         if "x" in have:
             array.carry_out(array.propose_delete("x"))
         y = have.get("y")
-        degraded = y is not None and bool(y.lost)
+        degraded = y is not None and bool(y.lost) and not y.rebuilding
         if y is not None and not (degraded if operation == "recover" else fits(y, operation)):
             array.carry_out(array.propose_delete("y"))
         for drive in array.document.drives:
@@ -256,14 +256,16 @@ def prepare(operation: str) -> None:
 
 def fits(y: Lun, operation: str) -> bool:
     largest = GROWN_MIBS if operation == "extend" else MIBS
-    return not y.lost and y.bytes <= largest * MIB and (y.exported or operation not in EXPORTED)
+    return not (y.lost or y.rebuilding) and y.bytes <= largest * MIB and (y.exported or operation not in EXPORTED)
 
 
 def make_lun(array: Array, name: str, drives: str, *, exported: bool) -> None:
     request = inside.request(name, "raid1", MIBS, drives, exported=exported)
+    array.carry_out(provision.configure(array.document, rate_max=0))
     lun = array.create_lun(array.propose_lun(request))
     inside.write_all(inside.disk_of(array, lun), PATTERN)
     inside.until_in_sync(array)
+    array.carry_out(provision.configure(array.document, rate_max=SLOWLY))
 
 
 # Looking.
@@ -531,6 +533,7 @@ def main(order: Json) -> None:
             signal.pause()
 
         forked(lambda: operate_until(operation, count_fine, order["at"], stop_here))
+        stop_here()  # It has ended with fewer points than when they were counted; the power goes right after it.
 
 
 if __name__ == "__main__":
