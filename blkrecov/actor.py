@@ -11,8 +11,9 @@ from typing import Final, TypeAlias
 from blkrecov import catalog
 from blkrecov.dm import names
 from blkrecov.dm.control import Control
+from blkrecov.dm.status import parse_raid
 from blkrecov.dm.superblock import BLOCK, parse, with_resync_from_start
-from blkrecov.dm.sync import SyncStart, data_legs
+from blkrecov.dm.sync import SyncStart, data_legs, let_failures_settle
 from blkrecov.dm.table import Table, TargetLine
 from blkrecov.drives import loop, raw
 from blkrecov.drives.store import IoCounter
@@ -74,6 +75,7 @@ class Actor:
                 start.wait(step.name)
                 self._show(step.name, visible=step.visible)
             case SettleFailures():
+                let_failures_settle(self._control, step.name, step.lost)
                 start = self._sync_start(self._control.table(step.name))
                 self._control.suspend(step.name)
                 self._control.resume(step.name, visible=False)
@@ -162,6 +164,8 @@ class Actor:
             # Its making was cut short: there is nothing to suspend, and nothing to go back to.
             self._begin(step.name, table, visible=step.visible)
             return None
+        if any(line.kind == "raid" for line in before):
+            self._let_last_failures_settle(step.name)
         start = self._sync_start(table)
         self._control.replace(step.name, table, visible=step.visible, flush=step.flush, freeze=step.flush)
         start.wait(step.name)
@@ -170,6 +174,12 @@ class Actor:
             # what was written without it.
             return None
         return partial(self._control.replace, step.name, before, visible=step.visible, flush=False, freeze=False)
+
+    def _let_last_failures_settle(self, name: str) -> None:
+        lines = self._control.status(name)
+        lost = parse_raid(lines[0].params).lost if lines and lines[0].kind == "raid" else ()
+        if lost:
+            let_failures_settle(self._control, name, lost)
 
     def _sync_start(self, table: Table) -> SyncStart:
         """For what is about to be resumed with this table, or asked to do something."""

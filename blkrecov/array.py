@@ -336,10 +336,6 @@ class Array(Engine):
         count, total = self._counted(phase, lun)
         if phase is Phase.REBUILD:
             moved = count if lun.rebuilding else 0
-            if lun.suspect and Phase.REPAIR not in task.phases:
-                # The power was cut meanwhile: whole again is not right again.
-                phases = (Phase.REBUILD, Phase.REPAIR, Phase.VERIFY)
-                task = msgspec.structs.replace(task, phases=phases)
             lun = recover.rebuilt(lun)
             # With a repair still due the LUN is not known to be right yet.
             lun = msgspec.structs.replace(lun, initialised=Phase.REPAIR not in task.phases)
@@ -590,6 +586,11 @@ class Array(Engine):
 
     def _take_up(self, task: Task) -> None:
         """A task that an earlier process began: the kernel may have ended it, or may have to be asked again."""
+        suspect = self.document.lun_of(task.lun).suspect
+        if suspect and tasks.phase(task) is Phase.REBUILD and Phase.REPAIR not in task.phases:
+            # The power was cut meanwhile: whole again is not right again. Planned before a percentage is shown.
+            task = msgspec.structs.replace(task, phases=(Phase.REBUILD, Phase.REPAIR, Phase.VERIFY))
+            self.store(self._accounted(self.document, task))
         if task.state is TaskState.IN_PROGRESS and not task.paused:
             lun = self.document.lun_of(task.lun)
             raid = self.observed.raid(lun)
@@ -663,20 +664,27 @@ class Array(Engine):
     def attend(self, now: float | None = None) -> None:
         """Do all that is due: note what has failed, carry tasks on, recover and scrub by itself as far as that is wanted."""
         now = time.time() if now is None else now
-        self.advance_all()
+        self.observe()
+        # Nothing is done about it yet: a recovery that begins at once changes the same tables.
+        noted = self._note(settle=False)
         self._recover_by_itself()
+        if noted:
+            self._run(converge(self.document, self.observe()), wanted=None)
+        self.advance_all()
         self._scrub_by_itself(int(now))
 
-    def _note(self) -> None:
-        """Write down what was lost, before it is done without; and tell it."""
+    def _note(self, *, settle: bool = True) -> bool:
+        """Write down what was lost, before it is done without; and tell it. Whether there was anything."""
         before = self.document
         noted = take_note(before, self.observed, unclean=False)
         noted = flapping.noted(before, noted, int(time.time()))
         if noted == before:
-            return
+            return False
         self.store(noted)
-        self._run(converge(self.document, self.observed), wanted=None)
+        if settle:
+            self._run(converge(self.document, self.observed), wanted=None)
         self._tell_losses(before)
+        return True
 
     def _tell_losses(self, before: Document) -> None:
         """What was well in an earlier version of the document, and is not now; and the other way round."""

@@ -8,6 +8,7 @@ All of a drive's metadata goes through one door: its block device (the loop devi
 page cache of the file below a loop device does not hear of what goes through the device.
 """
 
+import dataclasses
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -24,7 +25,7 @@ from blkrecov.drives.scan import Found, scan
 from blkrecov.drives.store import DriveStore, IoCounter
 from blkrecov.errors import BlkrecovError, ConfigurationLimit, InvalidDisk, MetadataCorrupt, MetadataNotWritten
 from blkrecov.model import Document
-from blkrecov.settings import Remembered, Settings, remembered
+from blkrecov.settings import Remembered, Settings, published, remembered, sequence_file
 
 CARRIERS: Final = 5
 
@@ -55,15 +56,34 @@ def discover(settings: Settings, counter: IoCounter) -> tuple[Discovered, ...]:
         more = [drive.path for array in found if array.document for drive in array.document.drives]
         if set(more) - set(hints):
             found = _discover(settings, counter, known, [*hints, *more], deep=deep)
+        found = tuple(_unless_stale(settings, array) for array in found)
         if found and all(_complete(array) for array in found):
             break
     return found
 
 
+def _unless_stale(settings: Settings, array: Discovered) -> Discovered:
+    """With trouble, if this machine knows of a newer configuration than was found: a drive that failed has an old one, in which
+    it is well, and LUNs brought up by that would show what was overwritten since.
+    """
+    newest = published(settings, array.uuid)
+    document = array.document
+    if document is None or not document.drives or newest is None or newest <= document.sequence:
+        return array
+    away = [drive.path for drive in document.drives if drive.uuid not in array.drives]
+    missing = f": {', '.join(away)}" if away else ""
+    stale = MetadataCorrupt(
+        f"the drives of array {array.name!r} that were found carry version {document.sequence} of its configuration; "
+        f"version {newest} was written later, to drives that are missing or damaged{missing}",
+        remedy=f"bring those drives back; to go on with the older version, delete {sequence_file(settings, array.uuid)}",
+    )
+    return dataclasses.replace(array, trouble=(stale, *array.trouble))
+
+
 def _complete(array: Discovered) -> bool:
     if array.document is None:
         return not array.trouble
-    return all(drive.uuid in array.drives or not drive.online for drive in array.document.drives)
+    return not array.trouble and all(drive.uuid in array.drives or not drive.online for drive in array.document.drives)
 
 
 def _discover(

@@ -233,13 +233,13 @@ class _Plan:
         if live is not None and live.table and self.same(device.table, live.table):
             yield from self.ensure(stack.plex(self.document, lun, nodes))
             if self.unnoticed(lun):
-                yield SettleFailures(live.name)
+                yield SettleFailures(live.name, tuple(sorted(lun.lost)))
             return
         if self.unclean and not self.observed.loaded(lun):
             yield from self.force_resync(lun)
         yield from self.ensure(device)
         if lun.lost:
-            yield SettleFailures(device.name)
+            yield SettleFailures(device.name, tuple(sorted(lun.lost)))
 
     def rebuild(self, lun: Lun) -> tuple[int, ...]:
         """Substitutes that have no superblock yet: these the kernel must be told to regenerate from the start.

@@ -57,7 +57,7 @@ from blkrecov.page83 import identity, sysfs, udev
 from blkrecov.page83.export import Exporter
 from blkrecov.page83.identity import Witness, naa_of_serial, serial_of
 from blkrecov.proposal import Proposal
-from blkrecov.settings import Remembered, Settings, remember
+from blkrecov.settings import Remembered, Settings, publish, published, remember
 from blkrecov.stack import node
 from blkrecov.steps import DetachLoop, Step, Store
 from blkrecov.units import Bytes, sectors
@@ -159,7 +159,6 @@ class Engine:
         self._backings: dict[UUID, str] = {}
         self._unsaved = False
         self._closed = False
-        self._published = settings.state / f"{found.uuid}.sequence"
         self._mistake = ""
         self._enumerated: Discovered | None = None
         self.trouble: dict[UUID, BlkrecovError] = {}
@@ -303,15 +302,11 @@ class Engine:
 
     def outdated(self) -> bool:
         """Whether another process of this machine has written a version of the document since. Asks a file, and no drive."""
-        try:
-            return int(self._published.read_text()) != self.document.sequence
-        except (OSError, ValueError):
-            return self._superseded()
+        known = published(self._settings, self.document.array)
+        return self._superseded() if known is None else known != self.document.sequence
 
     def _publish(self) -> None:
-        """Let other processes of this machine know our version. Where that cannot be written, they ask the drives."""
-        with suppress(OSError):
-            self._published.write_text(f"{self.document.sequence}\n")
+        publish(self._settings, self.document.array, self.document.sequence)
         self.ring()
 
     @property

@@ -4,12 +4,14 @@
 
     directories = ["/var/lib/blkrecov/drives"]    # where drives are looked for by their labels
 
-The state directory remembers where drives were found last. It may be lost without harm: drives are known by their labels.
+The state directory remembers where drives were found last, and which version of an array's configuration this machine has written
+or met last. It may be lost without harm: drives are known by their labels, and the newest configuration that is found counts.
 """
 
 import json
 import os
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -54,6 +56,24 @@ class Remembered:
     uuid: UUID
     name: str
     paths: tuple[str, ...] = ()
+
+
+def published(settings: Settings, array: UUID) -> int | None:
+    """The version of an array's configuration that this machine knows to be the newest; None where that is not known."""
+    try:
+        return int(sequence_file(settings, array).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def publish(settings: Settings, array: UUID, sequence: int) -> None:
+    """Let other processes of this machine, and later ones, know. Where that cannot be written, they ask the drives."""
+    with suppress(OSError):
+        sequence_file(settings, array).write_text(f"{sequence}\n")
+
+
+def sequence_file(settings: Settings, array: UUID) -> Path:
+    return settings.state / f"{array}.sequence"
 
 
 def remembered(settings: Settings) -> tuple[Remembered, ...]:

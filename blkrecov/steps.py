@@ -85,6 +85,8 @@ class SettleFailures:
     """
 
     name: str
+    lost: tuple[int, ...]
+    """The legs' indexes."""
 
     def lines(self) -> tuple[str, ...]:
         return (f"suspend and resume {self.name}, so that its superblocks record the failed legs",)

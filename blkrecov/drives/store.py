@@ -197,7 +197,7 @@ class DriveStore:
         return index
 
     def _oldest_slot(self, label: Label, sequence: int) -> int:
-        """Which slot is not the newest valid one. The version before this is looked for where it is on a drive that has had all."""
+        """Which slot is not the newest valid one. The version before this is looked for where a drive that has had all has it."""
         likely = sequence % 2
         found = self._read_slot(label, likely)
         if isinstance(found, Slot) and found.sequence == sequence - 1:

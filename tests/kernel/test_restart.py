@@ -11,7 +11,7 @@ import pytest
 from blkrecov.array import Array
 from blkrecov.drives import label as format_
 from blkrecov.engine import Lock
-from blkrecov.errors import DeviceInUse, InvalidDisk
+from blkrecov.errors import DeviceInUse, InvalidDisk, MetadataCorrupt
 from blkrecov.settings import Settings
 from blkrecov.units import MIB
 from tests.kernel.lab import (
@@ -198,13 +198,41 @@ def test_an_array_that_ran_in_two_halves_is_refused(lab: Lab) -> None:
     mirror(lab)
     for name, other in (("d0", "d1"), ("d1", "d0")):
         take_away(lab, other)
+        forget_versions(lab)  # Each half ran on another machine.
         with lab.opened() as array:
             fill(disk_of(array, "vol"), SIZE, seed=3)
             array.stop()
         bring_back(lab, other)
         assert lab.path(name).exists()
+    forget_versions(lab)
     with pytest.raises(InvalidDisk, match="two histories"), lab.opened():
         pass
+    lab.drives.clear()
+
+
+def forget_versions(lab: Lab) -> None:
+    """What the remedy of the error says: go on with what is found."""
+    for file in lab.state.glob("*.sequence"):
+        file.unlink()
+
+
+def test_the_drive_that_failed_is_not_believed_when_the_others_are_away(lab: Lab) -> None:
+    """Its configuration calls it well, and its contents are from before: the machine knows that there is a newer one."""
+    mirror(lab)
+    with lab.opened() as array:
+        old = checksum(disk_of(array, "vol"))
+        array.fail_drive("d1")
+        fill(disk_of(array, "vol"), SIZE, seed=4)
+        array.stop()
+    take_away(lab, "d0")
+    with pytest.raises(MetadataCorrupt, match="was written later") as refused, lab.opened():
+        pass
+    assert ".sequence" in refused.value.remedy
+    assert str(lab.path("d0")) in refused.value.message
+    forget_versions(lab)
+    with lab.opened() as array:
+        assert checksum(disk_of(array, "vol")) == old
+        array.stop()
     lab.drives.clear()
 
 
@@ -298,7 +326,9 @@ def test_moved_drives_are_found_by_their_labels(lab: Lab, directories: bool) -> 
 
 
 def test_bytes_written_behind_the_back_of_a_drive_do_not_confuse_its_slots(lab: Lab) -> None:
-    """The newest slot of every drive torn: the one before it is used, which lost one change and nothing older."""
+    """The newest slot of every drive torn: this machine knows that there was one, and asks before it goes on with the one before,
+    which lost one change and nothing older.
+    """
     digest = mirror(lab)
     before = newest(lab, "d0")
     for name in ("d0", "d1"):
@@ -306,6 +336,9 @@ def test_bytes_written_behind_the_back_of_a_drive_do_not_confuse_its_slots(lab: 
         at = next(slot for slot in (0, 1) if sequence_in(lab, name, slot) == before)
         write(str(lab.path(name)), layout.slot_at(at) + 4096, os.urandom(4096))
         assert newest(lab, name) == before - 1
+    with pytest.raises(MetadataCorrupt, match=f"version {before} was written later"), lab.opened():
+        pass
+    forget_versions(lab)
     with lab.opened() as array:
         assert (states(array, "vol"), checksum(disk_of(array, "vol"))) == (["in_sync", "in_sync"], digest)
 

@@ -459,7 +459,7 @@ def test_a_failed_drive_replaces_one_table(layout: Layout) -> None:
     port, settle = machine.run(document)
     assert isinstance(port, ReplaceTable)
     assert (port.name, port.table[0].kind, port.flush) == ("blkrecov-lab-drive-d0", "error", False)
-    assert settle == SettleFailures("blkrecov-lab-v-plex")
+    assert settle == SettleFailures("blkrecov-lab-v-plex", (0,))
     assert machine.plan(document) == []
 
 
