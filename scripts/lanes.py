@@ -31,7 +31,15 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 GUESTS: Final = 2
 # Files that take minutes, the longest first; what is not named here takes less.
-SLOWEST: Final = ("test_layouts.py", "test_luns.py", "test_restart.py", "test_bad_input.py", "test_control_cut.py")
+SLOWEST: Final = (
+    "test_matrix_parity.py",
+    "test_matrix_mirror.py",
+    "test_layouts.py",
+    "test_luns.py",
+    "test_restart.py",
+    "test_bad_input.py",
+    "test_control_cut.py",
+)
 GUEST_OPTIONS: Final = ("--mem", "3G", "--disk", "3G", "--timeout", "900")
 
 

@@ -2,11 +2,12 @@
 
 Two moments at which a dm-raid device must not be suspended or removed while its sync thread is at work:
 
-**Before the thread's first turn**, after the resume or message that starts it. On Linux 6.1.176 the machine panics otherwise
-("Segfault with no mm" in mdX_resync, called from md_thread()): removing the device at once did so in the first few dozen tries
-for raid1, raid5 and raid10; so did a suspend before the removal, and the message "frozen". After the first read by the sync
-thread, hundreds of removals in a row were harmless. By the look of it drivers/md/md.c, __md_stop_writes() finds no sync thread to stop, because
-md_check_recovery() is about to queue one, and takes the personality away from under it.
+**Before the thread's first turn**, after the resume or message that starts it. On Linux 6.1.176 the machine panics
+otherwise ("Segfault with no mm" in mdX_resync, called from md_thread()): removing the device at once did so in the first
+few dozen tries for raid1, raid5 and raid10; so did a suspend before the removal, and the message "frozen". After the first
+read by the sync thread, hundreds of removals in a row were harmless. By the look of it drivers/md/md.c, __md_stop_writes()
+finds no sync thread to stop, because md_check_recovery() is about to queue one, and takes the personality away from under
+it.
 
 **When a leg has just failed.** The suspend never returns then (Linux 6.1.176, raid6, once in a few tries with a leg that fails
 during the first synchronisation). raid_postsuspend() in drivers/md/dm-raid.c takes the array's lock and waits for the sync thread
