@@ -447,6 +447,8 @@ class Array(Engine):
     def _fail(self, task: Task, error: BlkrecovError) -> Task:
         noted = take_note(self.document, self.observed, unclean=False)
         noted = replace.abandoned(noted, noted.lun_of(task.lun))
+        lun = noted.lun_of(task.lun)
+        noted = noted.with_lun(msgspec.structs.replace(lun, frozen=lun.frozen and bool(lun.rebuilding)))
         self.store(self._accounted(noted, tasks.failed(task, error)))
         self._run(converge(self.document, self.observe()), wanted=None)
         task = self.document.task(task.id)
@@ -465,8 +467,9 @@ class Array(Engine):
         lun = self.document.lun_of(task.lun)
         document = self.document
         if task.state is TaskState.IN_PROGRESS:
-            if phase is Phase.REBUILD and lun.rebuilding:
-                document = document.with_lun(msgspec.structs.replace(lun, frozen=True))
+            if phase is Phase.REBUILD:
+                # What the kernel would do without a task as well, it goes on with.
+                document = document.with_lun(msgspec.structs.replace(lun, frozen=bool(lun.rebuilding)))
             elif phase is Phase.COPY:
                 document = replace.abandoned(document, lun)
             elif phase in _WORDS and not task.paused:
