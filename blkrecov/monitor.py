@@ -6,13 +6,23 @@ does it look four times a second, because progress makes no events. Whatever it 
 at any moment, and the next one goes on.
 """
 
+import logging
 import select
 import time
+from typing import Final
 
 from blkrecov import schedule
 from blkrecov.array import TICK_S, Array
 from blkrecov.bell import Bell
 from blkrecov.dm.events import EventWatcher
+from blkrecov.errors import BlkrecovError
+
+log = logging.getLogger(__name__)
+
+# What could not be done is tried again after this, if nothing happens before.
+AGAIN_S: Final = 10.0
+# A scrub that is due and was not begun just now could not be.
+SCRUB_AGAIN_S: Final = 3600.0
 
 
 class Monitor:
@@ -21,6 +31,7 @@ class Monitor:
     def __init__(self, array: Array) -> None:
         self._array = array
         self._ended = False
+        self._trouble = ""
 
     def end(self) -> None:
         self._ended = True
@@ -30,13 +41,24 @@ class Monitor:
         """Until end() is called. Raises: DeviceInUse where the array has a monitor already."""
         with Bell(self._array.bell) as bell, EventWatcher() as events:
             events.changed()
-            self._array.attend()
+            self._attend()
             while not self._ended:
                 with self._array.unlocked():
                     self._sleep(events, bell)
                 if not self._ended:
-                    self._array.catch_up()
-                    self._array.attend()
+                    self._attend()
+
+    def _attend(self) -> None:
+        """What cannot be done ends nothing: drives come back, and so does space to write to. It is told once."""
+        try:
+            self._array.catch_up()
+            self._array.attend()
+        except BlkrecovError as error:
+            if error.message != self._trouble:
+                log.warning("array %s cannot be looked after: %s", self._array.document.name, error.message)
+            self._trouble = error.message
+        else:
+            self._trouble = ""
 
     def _sleep(self, events: EventWatcher, bell: Bell) -> None:
         """Until something is due."""
@@ -44,12 +66,14 @@ class Monitor:
         poll.register(events.fileno(), select.POLLIN)
         poll.register(bell.fileno(), select.POLLIN)
         while not self._ended:
-            busy = any(not task.state.ended and not task.paused for task in self._array.document.tasks)
+            busy = not self._trouble and any(
+                not task.state.ended and not task.paused for task in self._array.document.tasks
+            )
             if busy:
                 if self._array.ripe():
                     return
                 self._array.govern()
-            ready = poll.poll(1000 * TICK_S if busy else self._until_scrub_ms())
+            ready = poll.poll(1000 * (TICK_S if busy else self._patience_s()))
             bell.hush()
             if any(descriptor == events.fileno() for descriptor, _ in ready):
                 events.arm()
@@ -57,8 +81,10 @@ class Monitor:
             if self._array.outdated() or not (ready or busy):
                 return
 
-    def _until_scrub_ms(self) -> float | None:
-        """None: until something happens."""
+    def _patience_s(self) -> float:
+        """How long to sleep while nothing happens."""
+        if self._trouble:
+            return AGAIN_S
         now = time.time()
         due = schedule.next_due(self._array.document, int(now))
-        return None if due is None else 1000 * max(TICK_S, due - now)
+        return SCRUB_AGAIN_S if due is None or due <= now else min(due - now, SCRUB_AGAIN_S)
