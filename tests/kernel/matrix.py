@@ -7,7 +7,6 @@ document are what they should be) or with `lost` (the LUN is lost, that is said,
 Arrays are made for several cells. What a cell has used up, the next replaces as an operator would, by adding drives.
 """
 
-import ctypes
 import os
 import random
 import signal
@@ -69,8 +68,6 @@ ROOM: Final = MIB
 """What each Writer has to itself."""
 ROOMS: Final = 3
 CELLS_PER_ARRAY: Final = 12
-_M_TRIM_THRESHOLD: Final = -1  # malloc.h
-_M_MMAP_THRESHOLD: Final = -3
 
 
 @dataclass(frozen=True)
@@ -191,7 +188,6 @@ class Bench:
 @contextmanager
 def bench(ext4: Path, config: pytest.Config) -> Iterator[Bench]:
     """A bench whose report is printed at the end, whatever pytest captures."""
-    _keep_memory()
     made_bench = Bench(ext4)
     try:
         yield made_bench
@@ -201,13 +197,6 @@ def bench(ext4: Path, config: pytest.Config) -> Iterator[Bench]:
         assert capture is not None
         with capture.global_and_fixture_disabled():
             print(f"\n{made_bench.report()}")
-
-
-def _keep_memory() -> None:
-    """Have malloc keep what is freed: a page that is new takes the guest 90 microseconds, and cells look at many."""
-    libc = ctypes.CDLL(None)
-    for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
-        assert libc.mallopt(option, 2**30) == 1
 
 
 @dataclass

@@ -268,3 +268,22 @@ def test_the_lost_member_s_own_drive_serves_when_it_is_back() -> None:
     proposal, _ = proposed(document.with_drive(back), raid_words("DA"))
     assert drive_of(proposal.document, 0) == "d0"
     assert proposal.document.lun("v").members[0].uuid != document.lun("v").members[0].uuid
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(
+    ("initialised", "phases"),
+    [(True, (Phase.REBUILD, Phase.VERIFY)), (False, (Phase.REBUILD, Phase.REPAIR, Phase.VERIFY))],
+)
+def test_a_substitute_that_no_task_has_seen_to_its_end_is_recovered(
+    frozen: bool, initialised: bool, phases: tuple[Phase, ...]
+) -> None:
+    """Its task failed or was cancelled, and the kernel is done by now: the document calls it no member still. And what the first
+    recovery had to repair, the second has to."""
+    document = mirror(200, initialised=initialised)
+    lun = with_states(document.lun("v"), REBUILDING, GOOD)
+    document = document.with_lun(msgspec.structs.replace(lun, frozen=frozen))
+    proposal, task = proposed(document, raid_words("AA"))
+    assert (task.state, task.phases) == (TaskState.IN_PROGRESS, phases)
+    recovered = proposal.document.lun("v")
+    assert (recovered.members, recovered.frozen, proposal.prepare) == (lun.members, False, ())
