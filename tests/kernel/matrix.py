@@ -480,6 +480,12 @@ class Rig:
         self.freed()
         return self.array.wait(self.number, on_progress=self._saw, timeout_s=DEADLINE_S)
 
+    def begun_by_itself(self) -> None:
+        """The one task that the array has begun for this LUN. It may have ended already: members are small."""
+        uuid = self.array.document.lun(NAME).uuid
+        (task,) = [task for task in self.array.document.tasks if task.lun == uuid]
+        self.number = task.id
+
     def completed(self) -> None:
         task = self.ended()
         assert (task.state, task.code, task.percent) == (TaskState.COMPLETED, "S_OK", 100), task.message
@@ -666,8 +672,7 @@ def errors(rig: Rig) -> None:
         rig.noticed(*rig.cell.lost)
         rig.degraded(rig.cell.lost)
         rig.array.attend()
-        (task,) = [task for task in rig.array.document.tasks if not task.state.ended]
-        rig.number = task.id
+        rig.begun_by_itself()
         rig.completed()
         writer.wait_for(5)
     rig.whole()
@@ -1294,8 +1299,7 @@ def errors_of_the_last_copy(rig: Rig) -> None:
         rig.err(rig.last)
         until("the writer's error", lambda: writer.error is not None)
     rig.array.attend()
-    (task,) = [task for task in rig.array.document.tasks if not task.state.ended]
-    rig.number = task.id
+    rig.begun_by_itself()
     rig.completed()
     rig.whole()
 
