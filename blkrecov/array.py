@@ -19,7 +19,7 @@ import msgspec
 
 from blkrecov import catalog, flapping, pressure, recover, replace, schedule, scrub, tasks, turns
 from blkrecov.catalog import Discovered
-from blkrecov.converge import converge, take_note
+from blkrecov.converge import Group, converge, converge_ports, take_note
 from blkrecov.dm import counters, names
 from blkrecov.dm.events import EventWatcher
 from blkrecov.dm.speed import SpeedLimits
@@ -670,6 +670,10 @@ class Array(Engine):
         self.observe()
         # Nothing is done about it yet: a recovery that begins at once changes the same tables.
         noted = self._note(settle=False)
+        if noted:
+            self.observe()  # Devices are looked at one after the other: a port may have failed after it was looked at.
+        if ports := converge_ports(self.document, self.observed):
+            self._run((Group(None, ports),), wanted=None)
         self._recover_by_itself()
         if noted:
             self._run(converge(self.document, self.observe()), wanted=None)

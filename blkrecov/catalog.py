@@ -130,7 +130,8 @@ def _array(
     candidates: defaultdict[UUID, list[Found]] = defaultdict(list)
     for item in found:
         candidates[item.label.drive_uuid].append(item)
-    for drive, items in candidates.items():
+    for drive, found_items in candidates.items():
+        items = _without_partitions(found_items)
         attached = [item for item in items if item.device is not None]
         if len(items) == 1:
             drives[drive] = items[0]
@@ -171,6 +172,16 @@ def _array(
     return Discovered(
         uuid=uuid, name=newest.name, document=newest, drives=drives, trouble=tuple(trouble), reasons=reasons
     )
+
+
+def _without_partitions(items: list[Found]) -> list[Found]:
+    """A disk's label may look like a partition table by chance: the kernel knows many, and some are recognised by next to nothing
+    (block/partitions/atari.c, ultrix.c). Such a partition begins where the disk does, and is no second drive.
+    """
+    if len(items) == 1:
+        return items
+    names = {Path(item.path).name for item in items}
+    return [item for item in items if Path("/sys/class/block", Path(item.path).name).resolve().parent.name not in names]
 
 
 def _split(newest: Document, conflict: list[UUID], drives: Mapping[UUID, Found]) -> BlkrecovError:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from blkrecov import pressure
+from blkrecov import pressure, provision
 from blkrecov.array import Array
 from blkrecov.dm import counters, names
 from blkrecov.dm.control import Control
@@ -62,8 +62,8 @@ def test_limits_outlive_the_process_that_set_them_and_are_put_back_by_another(st
 
 
 def rated(array: Array, rate_max: int) -> None:
-    """What the array's next change begins to keep to."""
-    array.store(msgspec.structs.replace(array.document, rate_max=rate_max))
+    """What is synchronised from now on keeps to this."""
+    array.carry_out(provision.configure(array.document, rate_max=rate_max))
 
 
 def rebuilding(array: Array, name: str, drive: str, *, rate_max: int) -> tuple[int, str]:
