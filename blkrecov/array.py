@@ -671,8 +671,8 @@ class Array(Engine):
         # Nothing is done about it yet: a recovery that begins at once changes the same tables.
         noted = self._note(settle=False)
         if noted:
-            self.observe()  # Devices are looked at one after the other: a port may have failed after it was looked at.
-        if ports := converge_ports(self.document, self.observed):
+            # Devices are looked at one after the other: a port may have failed after it was looked at.
+            ports = converge_ports(self.document, self.observe())
             self._run((Group(None, ports),), wanted=None)
         self._recover_by_itself()
         if noted:
