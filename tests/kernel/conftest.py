@@ -14,6 +14,20 @@ _M_TRIM_THRESHOLD: Final = -1  # malloc.h
 _M_MMAP_THRESHOLD: Final = -3
 
 
+_told: Final[list[str]] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Figures that tests print are results: they are shown when all is done, whatever pytest captures."""
+    if report.when == "teardown":  # Its output is that of all three phases.
+        _told.extend(line for line in report.capstdout.splitlines() if line)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in _told:
+        terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def keep_memory() -> None:
     """Have malloc keep what is freed: a page that is new takes the guest 90 microseconds, and contents are compared a lot."""
