@@ -9,11 +9,10 @@ waiting command, the monitor, or the next process that opens the array after a c
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Final
-from uuid import UUID, uuid4
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -24,7 +23,7 @@ from blkrecov.dm import counters, names
 from blkrecov.dm.events import EventWatcher
 from blkrecov.dm.speed import SpeedLimits
 from blkrecov.dm.status import LegHealth, RaidStatus, SyncAction
-from blkrecov.engine import Engine, Lock
+from blkrecov.engine import Engine, Lock, fresh_ids
 from blkrecov.errors import (
     BlkrecovError,
     DriveNotOnline,
@@ -52,6 +51,9 @@ from blkrecov.progress import Meter
 from blkrecov.proposal import Proposal, plex_message
 from blkrecov.settings import Settings
 from blkrecov.units import GIB, Bytes, Sectors, format_size, in_bytes, sectors
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +142,7 @@ class Array(Engine):
             self.refuse_mistaken()
             lun = self.document.lun(name)
             drive = self.document.drive(spare) if spare else None
-            proposal, task = recover.propose(self.document, self.observed, lun, drive, _ids())
+            proposal, task = recover.propose(self.document, self.observed, lun, drive, fresh_ids())
             if task.state.ended and lun.uuid in self.trouble:
                 raise self.trouble[lun.uuid]  # No member is lost, but the LUN could not be brought up.
             self.verify(proposal.document.lun_of(lun.uuid))
@@ -163,7 +165,7 @@ class Array(Engine):
             self.refuse_mistaken()
             lun, leaving = self.document.lun(name), self.document.drive(old)
             onto = self.document.drive(new) if new else None
-            proposal, task = replace.propose(self.document, self.observed, lun, leaving, onto, _ids())
+            proposal, task = replace.propose(self.document, self.observed, lun, leaving, onto, fresh_ids())
             self.verify(proposal.document.lun_of(lun.uuid))
             return proposal, task
 
@@ -267,9 +269,9 @@ class Array(Engine):
         lun = self.document.lun_of(task.lun)
         try:
             if task.kind is TaskKind.REPLACE:
-                proposal, begun = replace.begin(self.document, self.observed, lun, task, _ids())
+                proposal, begun = replace.begin(self.document, self.observed, lun, task, fresh_ids())
             else:
-                proposal, begun = recover.begin(self.document, self.observed, lun, task, _ids())
+                proposal, begun = recover.begin(self.document, self.observed, lun, task, fresh_ids())
             if turns.must_wait(self.document, proposal.document.lun_of(lun.uuid)):
                 return task
             self.verify(proposal.document.lun_of(lun.uuid))
@@ -417,7 +419,7 @@ class Array(Engine):
         if task.kind is TaskKind.SCRUB:
             return self._fail(task, _lost_meanwhile(self.document, lun, task))
         try:
-            proposal, following = recover.begin(self.document, self.observe(), lun, task, _ids())
+            proposal, following = recover.begin(self.document, self.observe(), lun, task, fresh_ids())
             if proposal.document.lun_of(lun.uuid) == lun:
                 return self.document.task(task.id)  # There is no drive for it: the others go on.
             self.verify(proposal.document.lun_of(lun.uuid))
@@ -637,7 +639,7 @@ class Array(Engine):
         if not running:
             self._governor = Governor()
             return
-        syncing = {lun.uuid for lun in self.document.luns if _is_syncing(self.observed.raid(lun))}
+        syncing = {lun.uuid for lun in self.document.luns if _is_at_work(self.observed.raid(lun))}
         sample = pressure.sample(self.document, self.observed, running | syncing)
         self._governor = self._governed(self.document).after(sample)
         self._set_limits()
@@ -789,11 +791,6 @@ class Array(Engine):
         )
 
 
-def _ids() -> Iterator[UUID]:
-    while True:
-        yield uuid4()
-
-
 def _rated(proposal: Proposal, task: Task, minimum: int | None, maximum: int | None) -> tuple[Proposal, Task]:
     """A proposal whose task has rates of its own, if any are asked for."""
     if task.state.ended:
@@ -807,7 +804,7 @@ def _bound(lun: Lun) -> Sectors:
     return Sectors(sum(min(member.length, sectors(VERIFIED)) for member in lun.members))
 
 
-def _is_syncing(raid: RaidStatus | None) -> bool:
+def _is_at_work(raid: RaidStatus | None) -> bool:
     return raid is not None and raid.action is not SyncAction.IDLE
 
 

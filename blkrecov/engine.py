@@ -65,11 +65,11 @@ from blkrecov.units import Bytes, sectors
 log = logging.getLogger(__name__)
 
 LOCK_PATIENCE_S: Final = 60.0
-EVENT_PATIENCE_S: Final = 5.0
+UDEV_PATIENCE_S: Final = 5.0
 Ids = Iterator[UUID]
 
 
-def _ids() -> Ids:
+def fresh_ids() -> Ids:
     while True:
         yield uuid4()
 
@@ -228,7 +228,7 @@ class Engine:
     def _give_back(self, path: str, label: Label) -> None:
         """Take a removed drive's file off its loop device, then our label away; while udev looks at it, the next to open does."""
         self._detach(path, label.drive_name)
-        udev.settle(EVENT_PATIENCE_S)
+        udev.settle(UDEV_PATIENCE_S)
         self._wipe(path, label)
 
     def _detach(self, path: str, name: str) -> None:
@@ -604,7 +604,7 @@ class Engine:
 
     def propose_lun(self, request: Request) -> Proposal:
         self.refuse_mistaken()
-        return provision.create(self.document, request, _ids())
+        return provision.create(self.document, request, fresh_ids())
 
     def create_lun(self, proposal: Proposal) -> Lun:
         self.carry_out(proposal)
@@ -616,7 +616,7 @@ class Engine:
         lun = self.document.lun(name)
         self.refuse_failed(lun)
         self.verify(lun)
-        return provision.extend(self.document, lun, size, _ids())
+        return provision.extend(self.document, lun, size, fresh_ids())
 
     def propose_delete(self, name: str) -> Proposal:
         self.refuse_mistaken()
@@ -714,7 +714,7 @@ class Engine:
             if device is not None:
                 self._actor.act(DetachLoop(drive.name, device))
         # udev looks at what was opened for writing just now; a device is detached when nobody has it open.
-        udev.settle(EVENT_PATIENCE_S)
+        udev.settle(UDEV_PATIENCE_S)
 
     # Views.
 
