@@ -18,6 +18,8 @@ from blkrecov.dm.table import Table, TargetLine
 from blkrecov.drives import loop, raw
 from blkrecov.drives.store import IoCounter
 from blkrecov.errors import ProviderFailure
+from blkrecov.freeze import Freezer
+from blkrecov.page83 import sysfs
 from blkrecov.page83.export import Exporter
 from blkrecov.page83.identity import serial_of
 from blkrecov.steps import (
@@ -26,18 +28,23 @@ from blkrecov.steps import (
     ClearInactive,
     CreateDevice,
     DetachLoop,
+    DiscardExtent,
     Export,
     Flush,
     ForceResync,
+    FreezeFilesystems,
     Message,
     RemoveDevice,
     RenameDevice,
     ReplaceTable,
     Rescan,
     Resume,
+    SetReady,
     SettleFailures,
     Step,
     Store,
+    Suspend,
+    ThawFilesystems,
     Unexport,
     ZeroExtent,
 )
@@ -48,8 +55,9 @@ _NODES: Final = "/dev/mapper/"
 
 
 class Actor:
-    def __init__(self, control: Control, exporter: Exporter, counter: IoCounter) -> None:
+    def __init__(self, control: Control, exporter: Exporter, counter: IoCounter, freezer: Freezer) -> None:
         self._control = control
+        self._freezer = freezer
         self._exporter = exporter
         self._counter = counter
 
@@ -74,6 +82,14 @@ class Actor:
                 self._control.resume(step.name, visible=step.visible)
                 start.wait(step.name)
                 self._show(step.name, visible=step.visible)
+            case Suspend():
+                self._control.suspend(step.name)
+                return partial(self._control.resume, step.name, visible=step.visible)
+            case FreezeFilesystems():
+                self._freezer.freeze(step.devices)
+                return self._freezer.thaw
+            case ThawFilesystems():
+                self._freezer.thaw()
             case SettleFailures():
                 let_failures_settle(self._control, step.name, step.lost)
                 start = self._sync_start(self._control.table(step.name))
@@ -88,12 +104,17 @@ class Actor:
             case ZeroExtent():
                 offset, length = step.extent.start, step.extent.length
                 raw.zero(self.path_of(step.port), in_bytes(Sectors(offset)), in_bytes(Sectors(length)))
+            case DiscardExtent():
+                offset, length = step.extent.start, step.extent.length
+                raw.discard(self.path_of(step.port), in_bytes(Sectors(offset)), in_bytes(Sectors(length)))
             case Flush():
                 raw.flush(self.path_of(step.port))
             case ForceResync():
                 self._force_resync(step)
             case Export():
                 return self._export(step)
+            case SetReady():
+                self._set_ready(step)
             case Unexport():
                 self._exporter.unexport(serial_of(step.uuid))
             case ClearExport():
@@ -138,15 +159,16 @@ class Actor:
         self._control.create(device.name, device.uuid)
         remove = partial(self._control.remove, device.name, visible=device.visible)
         try:
-            self._begin(device.name, self.resolved(device.table), visible=device.visible)
+            table = self.resolved(device.table)
+            self._begin(device.name, table, visible=device.visible, read_only=device.read_only)
         except BaseException:
             remove()
             raise
         return remove
 
-    def _begin(self, name: str, table: Table, *, visible: bool) -> None:
+    def _begin(self, name: str, table: Table, *, visible: bool, read_only: bool) -> None:
         """Give a device that has none its first table."""
-        self._control.load(name, table)
+        self._control.load(name, table, read_only=read_only)
         start = self._sync_start(table)
         self._control.resume(name, visible=visible)
         start.wait(name)
@@ -162,13 +184,23 @@ class Actor:
         table = self.resolved(step.table)
         if not self._control.info(step.name).live:
             # Its making was cut short: there is nothing to suspend, and nothing to go back to.
-            self._begin(step.name, table, visible=step.visible)
+            self._begin(step.name, table, visible=step.visible, read_only=step.read_only)
             return None
         if any(line.kind == "raid" for line in before):
             self._let_last_failures_settle(step.name)
         start = self._sync_start(table)
-        self._control.replace(step.name, table, visible=step.visible, flush=step.flush, freeze=step.flush)
+        self._control.replace(
+            step.name,
+            table,
+            visible=step.visible,
+            flush=step.flush,
+            freeze=step.flush,
+            read_only=step.read_only,
+        )
         start.wait(step.name)
+        if any(line.kind == "error" for line in before) and step.visible:
+            # What was read before its contents were others may be in the page cache still.
+            raw.forget(self.path_of(_NODES + step.name))
         if any(line.kind in ("raid", "mirror") for line in before):
             # Not taken back: an old raid table would find superblocks that the new one has written; an old mirror would not know
             # what was written without it.
@@ -194,8 +226,22 @@ class Actor:
         raw.write(path, offset, with_resync_from_start(block), self._counter)
 
     def _export(self, step: Export) -> Undo:
-        self._exporter.export(_export_name(step.node), step.node, serial_of(step.uuid))
+        self._exporter.export(
+            _export_name(step.node), step.node, serial_of(step.uuid), read_only=step.read_only, ready=step.ready
+        )
         return partial(self._exporter.unexport, serial_of(step.uuid))
+
+    def _set_ready(self, step: SetReady) -> None:
+        export = self._exporter.find(serial_of(step.uuid))
+        if export is None:
+            return
+        self._exporter.set_ready(export, step.ready)
+        if step.ready:
+            self._exporter.rescan(export)
+            # The disk and each partition have page caches of their own.
+            for node in (export.disk, *(f"/dev/{name}" for name in sysfs.partitions(export.disk))):
+                raw.forget(node)
+            raw.reread_partitions(export.disk)
 
 
 def _export_name(node: str) -> str:

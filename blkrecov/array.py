@@ -9,21 +9,22 @@ waiting command, the monitor, or the next process that opens the array after a c
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from blkrecov import catalog, flapping, pressure, recover, replace, schedule, scrub, tasks, turns
+from blkrecov import catalog, flapping, pressure, recover, replace, resync, schedule, scrub, shadows, tasks, turns
 from blkrecov.catalog import Discovered
 from blkrecov.converge import Group, converge, converge_ports, take_note
 from blkrecov.dm import counters, names
 from blkrecov.dm.events import EventWatcher
 from blkrecov.dm.speed import SpeedLimits
-from blkrecov.dm.status import LegHealth, RaidStatus, SyncAction
-from blkrecov.engine import Engine, Lock, fresh_ids
+from blkrecov.dm.status import LegHealth, RaidStatus, SnapshotUsage, SyncAction
+from blkrecov.drives.store import DriveIoError
+from blkrecov.engine import Lock, fresh_ids
 from blkrecov.errors import (
     BlkrecovError,
     DriveNotOnline,
@@ -31,6 +32,8 @@ from blkrecov.errors import (
     NotEnoughSpace,
     ObjectFailed,
     ProviderFailure,
+    ProviderVeto,
+    RestoreCancelled,
     TimedOut,
     resources,
 )
@@ -49,7 +52,10 @@ from blkrecov.model import (
 )
 from blkrecov.progress import Meter
 from blkrecov.proposal import Proposal, plex_message
+from blkrecov.restoring import Restoring
+from blkrecov.resync import COPIES
 from blkrecov.settings import Settings
+from blkrecov.shadows import FULL_PERCENT, ShadowRequest
 from blkrecov.units import GIB, Bytes, Sectors, format_size, in_bytes, sectors
 
 if TYPE_CHECKING:
@@ -65,7 +71,15 @@ VERIFIED: Final = Bytes(GIB)
 # What each phase asks of the plex; the kernel goes about a rebuild by itself.
 _WORDS: Final = {Phase.REPAIR: "repair", Phase.CHECK: "check", Phase.VERIFY: "check"}
 _CHECKS: Final = (Phase.CHECK, Phase.VERIFY)
-_NOUNS: Final = {TaskKind.RECOVER: "recovery", TaskKind.SCRUB: "scrub", TaskKind.REPLACE: "replacement"}
+# Logs that a restore begins before it is believed that there is no drive which would keep one.
+MOST_LOGS: Final = 3
+_NOUNS: Final = {
+    TaskKind.RECOVER: "recovery",
+    TaskKind.SCRUB: "scrub",
+    TaskKind.REPLACE: "replacement",
+    TaskKind.SNAPSHOT: "snapshot",
+    TaskKind.RESYNC: "resync",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +93,7 @@ class Progress:
     total: Bytes
 
 
-class Array(Engine):
+class Array(Restoring):
     """An open array whose long operations can be started, watched, waited for and stopped. Made by Array.opened()."""
 
     def __init__(self, settings: Settings, found: Discovered, lock: Lock, resources: ExitStack) -> None:
@@ -89,6 +103,8 @@ class Array(Engine):
         self._accounted_for = 0
         self._impossible: dict[UUID, str] = {}
         self._scrub_tried: dict[UUID, float] = {}
+        self._logs_lost: dict[int, int] = {}
+        self._filling: set[UUID] = set()
         self._speed = SpeedLimits()
         self._governor = Governor()
 
@@ -169,6 +185,18 @@ class Array(Engine):
             self.verify(proposal.document.lun_of(lun.uuid))
             return proposal, task
 
+    def propose_shadows(self, requests: Sequence[ShadowRequest]) -> tuple[Proposal, Task | None]:
+        """Shadow copies of one moment. The task is that of filling plexes, None where there is none to fill.
+
+        Raises: what shadows.propose() does, after NotInitialized, CacheCorrupt; IdentityMismatch.
+        """
+        with resources():
+            self.refuse_mistaken()
+            proposal, task = shadows.propose(self.document, self.observed, requests, fresh_ids(), self.blanking)
+            for request in requests:
+                self.verify(self.document.lun(request.origin))
+            return proposal, task
+
     def luns_on(self, drive: str) -> tuple[str, ...]:
         """The LUNs that have a member on a drive, the most endangered first."""
         uuid = self.document.drive(drive).uuid
@@ -186,6 +214,8 @@ class Array(Engine):
 
     def _started(self, task: Task) -> Task:
         task = self.document.task(task.id)
+        if task.kind in COPIES:
+            return self._restore_started(task)
         lun = self.document.lun_of(task.lun)
         if task.state is TaskState.QUEUED:
             self._tell("queued", f"{task.kind.value} of LUN {lun.name} waits for its turn", task=task)
@@ -216,6 +246,8 @@ class Array(Engine):
 
     def _measured(self, task: Task, phase: Phase, lun: Lun) -> tuple[float, Bytes]:
         """(how much of the present phase is done, what there is to be done)."""
+        if task.kind in COPIES:
+            return self._measured_restore(task, phase)
         if phase is Phase.COPY:
             copy = replace.copied(self.document, self.observed, lun)
             return (copy.done / copy.total if copy.total else 0.0), in_bytes(copy.total)
@@ -284,6 +316,8 @@ class Array(Engine):
         """One thing that is due, or the task as it was."""
         if task.state is TaskState.QUEUED:
             return self._try_turn(task)
+        if task.kind in COPIES:
+            return self._step_restore(task)
         lun = self.document.lun_of(task.lun)
         if not self.observed.survives(self.document, lun):
             error = ObjectFailed(f"LUN {lun.name!r} lost too many members during its {task.kind.value}")
@@ -378,7 +412,7 @@ class Array(Engine):
             task = msgspec.structs.replace(task, bytes_kernel=task.bytes_kernel + in_bytes(copy.total))
             task = tasks.next_phase(tasks.progressed(task, 1.0))
             self.store(self._accounted(replace.finished(self.document, lun), msgspec.structs.replace(task, boot="")))
-            self._run(converge(self.document, self.observe()), wanted=None)
+            self._run(converge(self.document, self.observe()), wanted=frozenset())
             self._ask(task, lun)
             return self.document.task(task.id)
         if copy.destination_failed or copy.log_failed:
@@ -407,10 +441,187 @@ class Array(Engine):
         for index in leaving:
             lun = lun.with_member(index, msgspec.structs.replace(lun.members[index], state=MemberState.FAILED))
         self.store(self._accounted(document.with_lun(lun), task))
-        self._run(converge(self.document, self.observe()), wanted=None)
+        self._run(converge(self.document, self.observe()), wanted=frozenset())
         message = f"drive {name} could not be read as a whole: LUN {lun.name} is regenerated from its other members"
         self._tell("member_failed", message, lun=lun.name, drive=name)
         return self._substitute_more(self.document.task(task.id), lun)
+
+    # Restores, and plexes being filled.
+
+    def _restore_started(self, task: Task) -> Task:
+        self._tell("started", f"{task.kind.value} of {' '.join(task.objects)} has begun", task=task)
+        return self.advance(task.id)
+
+    def _step_restore(self, task: Task) -> Task:
+        """Shadow copies are put on LUNs: all of them end, or none does."""
+        error = resync.trouble(self.document, self.observed, task)
+        if error is not None:
+            return self._turn_back(task, error)
+        if task.paused:
+            return task
+        targets = resync.targets(self.document, task)
+        if tasks.phase(task) is Phase.COMPARE:
+            return self._step_compare(task, targets)
+        unseeded = tuple(target for target in targets if not target.restore or not target.restore.length)
+        if unseeded:
+            return self._seed(task, unseeded)
+        copies = {target.uuid: resync.copied(self.observed, target) for target in targets}
+        logless = tuple(target for target in targets if copies[target.uuid].log_failed)
+        if logless:
+            return self._seed_anew(task, logless)
+        if all(copy.complete for copy in copies.values()):
+            return self._copied(task, targets)
+        stuck = next((self.trouble[target.uuid] for target in targets if target.uuid in self.trouble), None)
+        if stuck is not None:
+            return self._turn_back(task, ProviderVeto(stuck.message, remedy=stuck.remedy))
+        return self._told(self.progress(task.id))
+
+    def _seed(self, task: Task, targets: Sequence[Lun]) -> Task:
+        """The targets are quiet: write down what differs, and let the kernel copy it."""
+        document = self.document
+        for target in targets:
+            try:
+                document = document.with_lun(self.seeded(target))
+            except DriveIoError:
+                return self._seed_anew(task, (target,))
+            except BlkrecovError as error:
+                return self._turn_back(task, ProviderVeto(error.message, remedy=error.remedy))
+        self.store(self._accounted(document, task))
+        for target in targets:
+            self.trouble.pop(target.uuid, None)
+        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        return self.document.task(task.id)
+
+    def _seed_anew(self, task: Task, targets: Sequence[Lun]) -> Task:
+        """A copy's log cannot be written: begin with one on another drive. What is copied already is equal, and harmless."""
+        self._logs_lost[task.id] = self._logs_lost.get(task.id, 0) + 1
+        try:
+            if self._logs_lost[task.id] > MOST_LOGS:
+                raise NotEnoughSpace("no drive keeps the log of the copy")
+            document = self.document
+            for target in targets:
+                document = resync.restarted(document, target, fresh_ids())
+        except NotEnoughSpace as error:
+            return self._turn_back(task, ProviderVeto(error.message, remedy=error.remedy))
+        self.store(self._accounted(document, task))
+        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        return self.document.task(task.id)
+
+    def _copied(self, task: Task, targets: Sequence[Lun]) -> Task:
+        try:
+            self._act_on(resync.flushes(self.document, self.observed, task))
+        except BlkrecovError as error:
+            return self._turn_back(task, ProviderVeto(error.message, remedy=error.remedy))
+        moved = sum(target.restore.todo for target in targets if target.restore)
+        last = tasks.phase(task) is Phase.UNDO or task.done + 1 == len(task.phases)
+        task = msgspec.structs.replace(task, bytes_kernel=task.bytes_kernel + in_bytes(Sectors(moved)))
+        if last:
+            return self._restored(task, targets)
+        task = tasks.next_phase(tasks.progressed(task, 1.0))
+        document = self.document
+        for target in targets:
+            assert target.restore is not None
+            comparing = msgspec.structs.replace(target.restore, comparing=True)
+            document = document.with_lun(msgspec.structs.replace(target, restore=comparing))
+        self.store(self._accounted(document, msgspec.structs.replace(task, boot="")))
+        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        return self.document.task(task.id)
+
+    def _step_compare(self, task: Task, targets: Sequence[Lun]) -> Task:
+        if not self._was_here(task):
+            try:
+                for target in targets:
+                    self.compare(target)
+            except BlkrecovError as refused:
+                return self._turn_back(task, ProviderVeto(refused.message, remedy=refused.remedy))
+            self._begun(task.id)
+            self.observe()
+            return self.document.task(task.id)
+        found = [resync.compared(self.observed, target) for target in targets]
+        if any(each.failed for each in found):
+            error = ProviderVeto(
+                "what was copied could not be compared: a LUN cannot be read in places",
+                remedy="see the kernel's log (journalctl -k); recover the LUNs whose drives have failed, then restore again",
+            )
+            return self._turn_back(task, error)
+        if not all(each.complete for each in found):
+            return self._told(self.progress(task.id))
+        mismatch = sum(each.mismatch for each in found)
+        if mismatch:
+            error = ProviderVeto(
+                f"what was copied differs from its source: {format_size(in_bytes(Sectors(mismatch)))}",
+                remedy="check the drives of both LUNs (blkrecov scrub), then restore again",
+            )
+            return self._turn_back(task, error)
+        regions = sum(-(-target.restore.todo // target.restore.region) for target in targets if target.restore)
+        total = format_size(in_bytes(Sectors(sum(each.total for each in found))))
+        message = f"verified: {regions} regions ({total}) compared, 0 mismatches"
+        return self._restored(msgspec.structs.replace(task, message=message), targets)
+
+    def _restored(self, task: Task, targets: Sequence[Lun]) -> Task:
+        """All is copied. The targets get their signatures, then they are ready, all at once."""
+        back = tasks.phase(task) is Phase.UNDO
+        try:
+            for target in targets:
+                self.sign(target)
+        except BlkrecovError as error:
+            return self._turn_back(task, error)
+        moved = format_size(Bytes(task.bytes_kernel))
+        ended = tasks.gone_back(task) if back else tasks.completed(task, task.message or f"{moved} copied")
+        self.store(self._accounted(resync.finished(self.document, task), ended))
+        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        ended = self.document.task(task.id)
+        about = f"{task.kind.value} of {' '.join(task.objects)}"
+        if back:
+            word = "cancelled" if ended.state is TaskState.CANCELLED else "failed"
+            self._tell(word, f"{about}: {ended.message}", task=ended, remedy=ended.remedy)
+        else:
+            self._tell("done", f"{about} is done: {ended.message}", task=ended)
+        return ended
+
+    def _turn_back(self, task: Task, error: BlkrecovError) -> Task:
+        """A restore cannot end: what was there before is put back, if a shadow copy of it was taken; else the targets say why."""
+        about = f"{task.kind.value} of {' '.join(task.objects)}"
+        with suppress(NotEnoughSpace):
+            undone = resync.undone(self.document, task, error, fresh_ids())
+            if undone is not None:
+                self._tell("undoing", f"{about} goes back: {error.message}", task=task, remedy=error.remedy)
+                self.store(self._accounted(undone, undone.task(task.id)))
+                self._run(converge(self.document, self.observe()), wanted=frozenset())
+                return self.document.task(task.id)
+        cancelled = isinstance(error, RestoreCancelled)
+        ended = tasks.cancelled(task) if cancelled else tasks.failed(task, error)
+        # First the event: who is told the code finds it there.
+        word = "cancelled" if cancelled else "failed"
+        self._tell(word, f"{about}: {error.message}", task=ended, remedy=error.remedy)
+        why = f"the {about} (task {task.id}) did not end: {error.message}"
+        self.store(self._accounted(resync.abandoned(self.document, task, why), ended))
+        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        return self.document.task(task.id)
+
+    def _measured_restore(self, task: Task, phase: Phase) -> tuple[float, Bytes]:
+        done = total = 0
+        for target in resync.targets(self.document, task):
+            each: resync.Copied | resync.Compared
+            each = (resync.compared if phase is Phase.COMPARE else resync.copied)(self.observed, target)
+            done += each.done
+            total += each.total
+        return (done / total if total else 0.0), in_bytes(Sectors(total))
+
+    def _restore_is_ripe(self, task: Task) -> bool:
+        if resync.trouble(self.document, self.observed, task) is not None:
+            return True
+        targets = resync.targets(self.document, task)
+        if tasks.phase(task) is Phase.COMPARE:
+            compared = [resync.compared(self.observed, target) for target in targets]
+            if not self._was_here(task) or all(each.complete or each.failed for each in compared):
+                return True
+        else:
+            copies = [resync.copied(self.observed, target) for target in targets]
+            unseeded = any(target.restore and not target.restore.length for target in targets)
+            if unseeded or all(copy.complete for copy in copies) or any(copy.log_failed for copy in copies):
+                return True
+        return tasks.quarter(self.progress(task.id).task) > task.percent
 
     def _substitute_more(self, task: Task, lun: Lun) -> Task:
         """A member was lost during a task. A recovery gets it a substitute too, where there is one; everything else ends."""
@@ -441,7 +652,7 @@ class Array(Engine):
         if lun.mismatches and task.kind is not TaskKind.SCRUB:
             message += f"; put that right with: blkrecov scrub {lun.name} --repair"
         self.store(self._accounted(self.document, tasks.completed(task, message)))
-        self._run(converge(self.document, self.observe()), wanted=None)
+        self._run(converge(self.document, self.observe()), wanted=frozenset())
         task = self.document.task(task.id)
         self._tell("done", f"{task.kind.value} of LUN {lun.name} is done: {message}", task=task)
         return task
@@ -452,7 +663,7 @@ class Array(Engine):
         lun = noted.lun_of(task.lun)
         noted = noted.with_lun(msgspec.structs.replace(lun, frozen=lun.frozen and bool(lun.rebuilding)))
         self.store(self._accounted(noted, tasks.failed(task, error)))
-        self._run(converge(self.document, self.observe()), wanted=None)
+        self._run(converge(self.document, self.observe()), wanted=frozenset())
         task = self.document.task(task.id)
         self._tell("failed", error.message, task=task, remedy=error.remedy)
         return task
@@ -465,6 +676,8 @@ class Array(Engine):
         """
         task = self.advance(number)
         stopped = tasks.cancelled(task)
+        if task.kind in COPIES:
+            return self._turn_back(task, tasks.cancellation(task))
         phase = tasks.phase(task)
         lun = self.document.lun_of(task.lun)
         document = self.document
@@ -477,7 +690,7 @@ class Array(Engine):
             elif phase in _WORDS and not task.paused:
                 self._stop_check(lun)
         self.store(self._accounted(document, stopped))
-        self._run(converge(self.document, self.observe()), wanted=None)
+        self._run(converge(self.document, self.observe()), wanted=frozenset())
         self._tell("cancelled", f"{task.kind.value} of LUN {lun.name} was cancelled", task=stopped)
         self._give_turns()
         return self.document.task(number)
@@ -490,6 +703,8 @@ class Array(Engine):
         """
         self.advance(number)
         task = tasks.paused(self.progress(number).task)
+        if task.kind in COPIES:
+            return self._hold(task, held=True)
         lun = self.document.lun_of(task.lun)
         document = self.document
         phase = tasks.phase(task)
@@ -500,21 +715,36 @@ class Array(Engine):
             raid = self.observe().raid(lun)
             task = msgspec.structs.replace(task, mismatches=task.mismatches + (raid.mismatch if raid else 0))
         self.store(self._accounted(document, task))
-        self._run(converge(self.document, self.observe()), wanted=None)
+        self._run(converge(self.document, self.observe()), wanted=frozenset())
         self._tell("paused", f"{task.kind.value} of LUN {lun.name} is paused", task=task)
         return self.document.task(number)
 
     def resume(self, number: int) -> Task:
         """Raises: InvalidOperation for a task that is not paused."""
         task = tasks.resumed(self.document.task(number))
+        if task.kind in COPIES:
+            return self._hold(task, held=False)
         if not self._was_here(task):
             task = msgspec.structs.replace(task, mismatches=0)  # A check begins anew, and counts anew.
         lun = self.document.lun_of(task.lun)
         self.store(self._accounted(self.document.with_lun(msgspec.structs.replace(lun, frozen=False)), task))
-        self._run(converge(self.document, self.observe()), wanted=None)
+        self._run(converge(self.document, self.observe()), wanted=frozenset())
         self._ask(task, lun)
         self._tell("resumed", f"{task.kind.value} of LUN {lun.name} goes on", task=task)
         return self.document.task(number)
+
+    def _hold(self, task: Task, *, held: bool) -> Task:
+        """Take a restore's copies away, or make them again: their logs know what is left to do."""
+        document = self.document
+        for target in resync.targets(document, task):
+            assert target.restore is not None
+            restore = msgspec.structs.replace(target.restore, held=held)
+            document = document.with_lun(msgspec.structs.replace(target, restore=restore))
+        self.store(self._accounted(document, task))
+        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        what, word = ("paused", "is paused") if held else ("resumed", "goes on")
+        self._tell(what, f"{task.kind.value} of {' '.join(task.objects)} {word}", task=task)
+        return self.document.task(task.id)
 
     def wait(
         self, number: int, *, on_progress: Callable[[Progress], None] | None = None, timeout_s: float | None = None
@@ -567,6 +797,8 @@ class Array(Engine):
             return not turns.must_wait(self.document, self.document.lun_of(task.lun))
         if task.paused:
             return False
+        if task.kind in COPIES:
+            return self._restore_is_ripe(task)
         lun, phase = self.document.lun_of(task.lun), tasks.phase(task)
         if phase is Phase.COPY:
             copy = replace.copied(self.document, self.observed, lun)
@@ -591,6 +823,9 @@ class Array(Engine):
 
     def _take_up(self, task: Task) -> None:
         """A task that an earlier process began: the kernel may have ended it, or may have to be asked again."""
+        if task.kind in COPIES:
+            self.advance(task.id)
+            return
         suspect = self.document.lun_of(task.lun).suspect
         if suspect and tasks.phase(task) is Phase.REBUILD and Phase.REPAIR not in task.phases:
             # The power was cut meanwhile: whole again is not right again. Planned before a percentage is shown.
@@ -675,12 +910,13 @@ class Array(Engine):
         if noted:
             # Devices are looked at one after the other: a port may have failed after it was looked at.
             ports = converge_ports(self.document, self.observe())
-            self._run((Group(None, ports),), wanted=None)
+            self._run((Group(None, ports),), wanted=frozenset())
         self._recover_by_itself()
         if noted:
-            self._run(converge(self.document, self.observe()), wanted=None)
+            self._run(converge(self.document, self.observe()), wanted=frozenset())
         self.advance_all()
         self._scrub_by_itself(int(now))
+        self._tell_filling()
 
     def _note(self, *, settle: bool = True) -> bool:
         """Write down what was lost, before it is done without; and tell it. Whether there was anything."""
@@ -691,7 +927,7 @@ class Array(Engine):
             return False
         self.store(noted)
         if settle:
-            self._run(converge(self.document, self.observed), wanted=None)
+            self._run(converge(self.document, self.observed), wanted=frozenset())
         self._tell_losses(before)
         return True
 
@@ -710,6 +946,12 @@ class Array(Engine):
                 message = f"drive {drive.name} is set aside: {drive.failing}"
                 remedy = f"replace it, or trust it again with: blkrecov drive trust {drive.name}"
                 self._tell("drive_set_aside", message, drive=drive.name, remedy=remedy)
+        lost_before = {lun.uuid for lun in before.luns if lun.shadow is not None and lun.shadow.lost}
+        for lun in self.document.luns:
+            if lun.shadow is not None and lun.shadow.lost and lun.uuid not in lost_before:
+                message = f"shadow copy {lun.name} has lost its contents: {lun.shadow.lost}"
+                remedy = f"delete it with: blkrecov snapshot delete {lun.name}; give the next one a larger --store"
+                self._tell("snapshot_lost", message, lun=lun.name, remedy=remedy)
         lost = {lun.uuid: lun.lost for lun in before.luns}
         for lun in self.document.luns:
             for index in sorted(lun.lost - lost.get(lun.uuid, lun.lost)):
@@ -718,6 +960,22 @@ class Array(Engine):
                 self._tell(
                     "member_failed", message, lun=lun.name, drive=name, remedy=f"run: blkrecov recover {lun.name}"
                 )
+
+    def _tell_filling(self) -> None:
+        """A store that fills up is told once, while there is time to give it more room."""
+        for lun in self.document.luns:
+            usage = self.observed.store(lun)
+            if not isinstance(usage, SnapshotUsage):
+                continue
+            percent = 100 * usage.allocated // usage.total
+            if percent < FULL_PERCENT:
+                self._filling.discard(lun.uuid)
+            elif lun.uuid not in self._filling:
+                self._filling.add(lun.uuid)
+                size = in_bytes(Sectors(2 * usage.total))
+                message = f"the store of shadow copy {lun.name} is {percent} % full; when it overflows the copy is lost"
+                remedy = f"give it more room: blkrecov snapshot extend {lun.name} --store {size}"
+                self._tell("snapshot_filling", message, lun=lun.name, remedy=remedy)
 
     def _recover_by_itself(self) -> None:
         wanted = self.document.auto_recover

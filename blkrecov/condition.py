@@ -2,6 +2,8 @@
 
     FAILED        more members are lost than the layout can do without
     OFFLINE       all is there, and nothing is loaded
+    FILLING       its contents are being put on it
+    INCOMPLETE    a restore has ended before its contents were whole
     DEGRADED      members are lost
     HELD          substitutes have their place, and their rebuild was cancelled or is paused
     REBUILDING    the kernel regenerates substitutes
@@ -27,6 +29,8 @@ _SYNCING: Final = (SyncAction.RESYNC, SyncAction.RECOVER, SyncAction.REPAIR)
 class Condition(StrEnum):
     FAILED = "failed"
     OFFLINE = "offline"
+    FILLING = "filling"
+    INCOMPLETE = "incomplete"
     DEGRADED = "degraded"
     HELD = "held"
     REBUILDING = "rebuilding"
@@ -39,6 +43,8 @@ class Condition(StrEnum):
 _SHOWN: Final[Mapping[Condition, tuple[LunStatus, Health]]] = {
     Condition.FAILED: (LunStatus.FAILED, Health.FAILED),
     Condition.OFFLINE: (LunStatus.OFFLINE, Health.UNKNOWN),
+    Condition.FILLING: (LunStatus.NOT_READY, Health.REBUILDING),
+    Condition.INCOMPLETE: (LunStatus.NOT_READY, Health.FAILED),
     Condition.DEGRADED: (LunStatus.ONLINE, Health.FAILED_REDUNDANCY),
     Condition.HELD: (LunStatus.ONLINE, Health.FAILED_REDUNDANCY),
     Condition.REBUILDING: (LunStatus.ONLINE, Health.REBUILDING),
@@ -50,10 +56,12 @@ _SHOWN: Final[Mapping[Condition, tuple[LunStatus, Health]]] = {
 
 
 def condition(document: Document, observed: Observed, lun: Lun) -> Condition:
-    if not observed.survives(document, lun):
+    if not observed.reachable(document, lun):
         return Condition.FAILED
-    if not observed.loaded(lun):
+    if not observed.loaded(lun) or (lun.differential and observed.store(lun) is None):
         return Condition.OFFLINE
+    if not lun.ready:
+        return Condition.FILLING if lun.restore is not None else Condition.INCOMPLETE
     if observed.lost(document, lun):
         return Condition.DEGRADED
     if lun.rebuilding:

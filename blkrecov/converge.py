@@ -16,8 +16,9 @@ import msgspec
 
 from blkrecov import stack
 from blkrecov.dm import names
-from blkrecov.dm.status import LegHealth
-from blkrecov.dm.table import Table, raid_devices, raid_rates
+from blkrecov.dm.status import LegHealth, SnapshotTrouble
+from blkrecov.dm.table import Table, length_of, raid_devices, raid_rates
+from blkrecov.geometry import plex_length
 from blkrecov.model import Document, Layout, Lun, MemberState
 from blkrecov.observed import Live, Observed
 from blkrecov.stack import Device, Layer
@@ -27,19 +28,32 @@ from blkrecov.steps import (
     CreateDevice,
     Export,
     ForceResync,
+    FreezeFilesystems,
     RemoveDevice,
     RenameDevice,
     ReplaceTable,
     Rescan,
     Resume,
+    SetReady,
     SettleFailures,
     Step,
+    Suspend,
+    ThawFilesystems,
     Unexport,
     ZeroExtent,
 )
 
 _NODE: Final = "/dev/mapper/"
 LEGS: Final = ("rmeta", "rimage")
+_LAYERS: Final = {
+    "drive": Layer.PORT,
+    "plex": Layer.PLEX,
+    "shadow": Layer.SHADOW,
+    "origin": Layer.ORIGIN,
+    "copy": Layer.COPY,
+    "compare": Layer.COPY,
+    "lun": Layer.LUN,
+}
 
 
 def take_note(document: Document, observed: Observed, *, unclean: bool) -> Document:
@@ -53,7 +67,33 @@ def take_note(document: Document, observed: Observed, *, unclean: bool) -> Docum
         if lun.layout.fault_tolerant:
             document = document.with_lun(_noted(document, observed, lun, unclean=unclean))
         document = document.with_lun(_without_vain_copies(document, observed, document.lun_of(lun.uuid)))
+    for lun in document.luns:
+        document = _with_shadow_noted(document, observed, lun)
     return document
+
+
+def _with_shadow_noted(document: Document, observed: Observed, lun: Lun) -> Document:
+    """The document with a shadow copy that has lost its contents, or never had them, known as such.
+
+    One whose making was cut short shows no moment that anybody asked for. One that missed a write of its origin shows nothing
+    that ever was: the kernel says so where it saw it, and does not know where the store was away.
+    """
+    shadow = lun.shadow
+    if shadow is None or not lun.differential or shadow.lost:
+        return document
+    said = observed.store(lun)
+    if said is None and not shadow.taken:
+        return document.without_unmade(lun)
+    lost = ""
+    if isinstance(said, SnapshotTrouble):
+        lost = "its store was full, or could not be written"
+    elif said is None and not observed.survives(document, lun):
+        origin = document.lun_of(shadow.origin)
+        if observed.survives(document, origin):
+            lost = f"its store was away while LUN {origin.name} was used"
+    if not lost:
+        return document
+    return document.with_lun(msgspec.structs.replace(lun, shadow=msgspec.structs.replace(shadow, lost=lost)))
 
 
 def _without_vain_copies(document: Document, observed: Observed, lun: Lun) -> Lun:
@@ -113,8 +153,11 @@ def converge(document: Document, observed: Observed, *, unclean: bool = False) -
     `unclean`: the array was running when the machine stopped; LUNs that are loaded now get their dirty regions resynchronised.
     """
     plan = _Plan(document, observed, unclean)
-    groups = [Group(None, tuple(plan.ports())), Group(None, tuple(plan.deleted()))]
+    groups = [Group(None, tuple(steps)) for steps in (plan.ports(), plan.ended(), plan.deleted())]
+    groups += [Group(lun.uuid, tuple(plan.base(lun))) for lun in document.luns if lun.differential]
+    groups += [Group(None, tuple(plan.moment()))]
     groups += [Group(lun.uuid, tuple(plan.lun(lun))) for lun in document.luns]
+    groups += [Group(lun.uuid, tuple(plan.copy(lun))) for lun in document.luns]
     groups += [Group(None, tuple(plan.replaced())), Group(None, tuple(plan.renamed()))]
     return tuple(group for group in groups if group.steps)
 
@@ -132,6 +175,12 @@ class _Plan:
         self.wanted: dict[str, Device] = {}
         # Legs that serve, and become mirrors.
         self.copies: list[tuple[Lun, Device]] = []
+        # What was planned for already, for the sake of another LUN.
+        self.based: set[UUID] = set()
+        self.familiar: set[UUID] = set()
+        self.settled: set[str] = set()
+        self.gone: frozenset[str] = frozenset()
+        self.compared: set[str] = set()
         # LUNs that are deleted go first, with all that is under them: their names may be another LUN's by now.
         self.goners = _goners(document, observed)
         self.taken = {live.name: uuid for uuid, live in observed.devices.items() if uuid not in self.goners}
@@ -145,20 +194,137 @@ class _Plan:
             yield from self.ensure(stack.port(self.document, drive, backing.device if backing else None))
 
     def lun(self, lun: Lun) -> Iterator[Step]:
-        yield from self.legs(lun)
-        dead = self.dead(lun)
-        # A plex that has lost too much keeps answering for what is left of it. It is never loaded anew in that state.
-        loaded = self.observed.loaded(lun)
-        if not dead or loaded:
-            yield from self.plex(lun)
-        yield from self.copied()
-        top = stack.top(self.document, lun, failed=dead and not loaded)
-        yield from self.ensure(top)
+        yield from self.base(lun)
         exported = self.observed.exports.get(lun.uuid)
-        if lun.exported and exported is None and not dead:
-            yield Export(lun.name, lun.uuid, stack.node(top.name))
-        elif exported is not None and exported.size != lun.size:
+        if exported is not None and exported.ready and not lun.ready:
+            yield SetReady(lun.name, lun.uuid, ready=False)
+        yield from self.family(lun)
+        top = stack.top(self.document, lun, failed=self.unreachable(lun))
+        yield from self.ensure(top)
+        if lun.exported and exported is None and self.presentable(lun):
+            node = stack.node(top.name)
+            yield Export(lun.name, lun.uuid, node, read_only=top.read_only, ready=lun.ready)
+        elif exported is not None and lun.ready and not exported.ready:
+            yield SetReady(lun.name, lun.uuid, ready=True)
+        elif exported is not None and lun.ready and exported.size != lun.size:
             yield Rescan(lun.name, lun.uuid)
+
+    def base(self, lun: Lun) -> Iterator[Step]:
+        """A LUN's own legs and plex."""
+        if lun.uuid in self.based:
+            return
+        self.based.add(lun.uuid)
+        live = self.observed.plex(lun)
+        shrinks = live is not None and bool(live.table) and length_of(live.table) > plex_length(lun)
+        steps = [self.legs(lun)] if not shrinks else []
+        # A plex that has lost too much keeps answering for what is left of it. It is never loaded anew in that state.
+        if not self.dead(lun) or self.observed.loaded(lun):
+            steps.append(self.plex(lun))
+        if shrinks:
+            steps.append(self.legs(lun))  # What the plex does not use any more goes when it knows.
+        for some in steps:
+            yield from some
+        yield from self.copied()
+
+    def unreachable(self, lun: Lun) -> bool:
+        """Whether there is nothing that a LUN's contents could be read from."""
+        if lun.shadow is not None and lun.differential and self.unreachable(self.document.lun_of(lun.shadow.origin)):
+            return True
+        return self.dead(lun) and not self.observed.loaded(lun)
+
+    def presentable(self, lun: Lun) -> bool:
+        """Whether a SCSI disk is made of a LUN that has none yet."""
+        if lun.shadow is None or not lun.differential:
+            return not self.dead(lun)
+        return not lun.shadow.lost and not self.dead(lun) and not self.dead(self.document.lun_of(lun.shadow.origin))
+
+    def family(self, lun: Lun) -> Iterator[Step]:
+        """A LUN's shadow copies, and what it is written through as long as it has some.
+
+        The origin's device is resumed after they are: it looks at its snapshots' chunks then, and never again. One that was
+        running before saves the first chunk of each write and nothing of the rest (drivers/md/dm-snap.c, origin_resume()).
+        """
+        shadows = self.document.shadows_of(lun.uuid)
+        if lun.uuid in self.familiar or not shadows or self.unreachable(lun):
+            return
+        self.familiar.add(lun.uuid)
+        origin = stack.origin(self.document, lun)
+        live = self.observed.devices.get(origin.uuid)
+        unmade = self.unmade(lun)
+        if unmade and live is not None and live.table:
+            yield Suspend(live.name, visible=False)
+        for each in shadows:
+            yield from self.ensure(stack.shadow(self.document, each))
+        steps = tuple(self.ensure(origin))
+        yield from steps
+        if unmade and live is not None and not steps:
+            yield Resume(live.name, visible=False)
+
+    def unmade(self, lun: Lun) -> bool:
+        """Whether shadow copies of a LUN are to be made."""
+        for each in self.document.shadows_of(lun.uuid):
+            live = self.observed.devices.get(names.dm_uuid(each.uuid, "shadow"))
+            if live is None or not live.table:
+                return True
+        return False
+
+    def moment(self) -> Iterator[Step]:
+        """New shadow copies of LUNs that are in use: all of one moment, in which nobody writes to any of them."""
+        held = []
+        for lun in self.document.luns:
+            live = self.observed.devices.get(names.dm_uuid(lun.uuid, "lun"))
+            if live is not None and live.table and self.unmade(lun):
+                held.append((lun, live))
+        for lun, _ in held:
+            yield from self.base(lun)
+        used = [(lun, live) for lun, live in held if lun.ready and not live.suspended]
+        if used:
+            yield FreezeFilesystems(tuple(self.shown(lun, live) for lun, live in used))
+        for _, live in held:
+            yield Suspend(live.name, visible=True)
+        for lun, _ in held:
+            yield from self.family(lun)
+        for lun, live in held:
+            top = stack.top(self.document, lun, failed=False)
+            steps = tuple(self.ensure(top))
+            yield from steps or (Resume(live.name, visible=True),)
+            self.settled.add(top.uuid)
+        if used:
+            yield ThawFilesystems()
+
+    def shown(self, lun: Lun, live: Live) -> str:
+        exported = self.observed.exports.get(lun.uuid)
+        return exported.disk if exported is not None else _NODE + live.name
+
+    def copy(self, lun: Lun) -> Iterator[Step]:
+        """What restores a LUN, while it is at that."""
+        if stack.copying(self.document, lun):
+            for device in stack.copy(self.document, lun):
+                yield from self.ensure(device)
+
+    def ended(self) -> Iterator[Step]:
+        """Take away copies that are wanted no more, before what is below them changes."""
+        wanted = {
+            device.uuid
+            for lun in self.document.luns
+            if stack.copying(self.document, lun)
+            for device in stack.copy(self.document, lun)
+        }
+        # A comparison is made of what differed, which is not in the document. It is let be for as long as it is wanted.
+        comparing = {
+            names.dm_uuid(lun.restore.uuid, role)
+            for lun in self.document.luns
+            if lun.restore is not None and lun.restore.comparing
+            for role in stack.COMPARISON
+        }
+        self.compared = comparing
+        copies = {
+            uuid: live
+            for uuid, live in self.observed.devices.items()
+            if names.is_copy(_role(live)) and uuid not in wanted | comparing and uuid not in self.goners
+        }
+        self.gone = frozenset(copies)
+        yield from _removed(copies.values())
 
     def legs(self, lun: Lun) -> Iterator[Step]:
         sides: list[Device] = []
@@ -286,6 +452,8 @@ class _Plan:
 
     def ensure(self, device: Device) -> Iterator[Step]:
         """Make a device be there, with this table, and running."""
+        if device.uuid in self.settled:
+            return
         self.wanted[device.uuid] = device
         live = self.observed.devices.get(device.uuid)
         if live is None:
@@ -301,7 +469,9 @@ class _Plan:
             # A port is replaced because it fails, or comes back: what is under way there may never end. Nor does what a mirror
             # holds that has lost a side; without a flush it is given to the next table (drivers/md/dm-raid1.c, hold_bio()).
             flush = device.layer is not Layer.PORT and not any(line.kind == "mirror" for line in live.table)
-            yield ReplaceTable(name=live.name, table=device.table, visible=device.visible, flush=flush)
+            yield ReplaceTable(
+                name=live.name, table=device.table, visible=device.visible, flush=flush, read_only=device.read_only
+            )
         elif live.suspended:
             yield Resume(live.name, device.visible)
 
@@ -349,7 +519,12 @@ class _Plan:
         """Take away what nothing refers to any more: legs of members that were substituted, ports of removed drives."""
         devices = self.observed.devices
         yield from _removed(
-            live for uuid, live in devices.items() if uuid not in self.wanted and uuid not in self.goners
+            live
+            for uuid, live in devices.items()
+            if uuid not in self.wanted
+            and uuid not in self.goners
+            and uuid not in self.compared
+            and uuid not in self.gone
         )
 
     def renamed(self) -> Iterator[Step]:
@@ -402,9 +577,11 @@ def _short(device: Device) -> str:
     return device.uuid.split("-")[1][:8]
 
 
-def _layer(live: Live) -> Layer:
+def _role(live: Live) -> str:
     parsed = names.parse_dm_uuid(live.uuid)
-    role = parsed.role if parsed else ""
-    if names.is_side(role):
-        return Layer.SIDE
-    return {"drive": Layer.PORT, "plex": Layer.PLEX, "lun": Layer.LUN}.get(role, Layer.LEG)
+    return parsed.role if parsed else ""
+
+
+def _layer(live: Live) -> Layer:
+    role = _role(live)
+    return Layer.SIDE if names.is_side(role) else _LAYERS.get(role, Layer.LEG)

@@ -22,7 +22,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from blkrecov import catalog, flapping, observer, provision, views
+from blkrecov import catalog, flapping, observer, provision, shadows, views
 from blkrecov.actor import Actor
 from blkrecov.bell import ring
 from blkrecov.catalog import Discovered
@@ -49,6 +49,7 @@ from blkrecov.errors import (
     PathNotFound,
     resources,
 )
+from blkrecov.freeze import Freezer
 from blkrecov.geometry import Request
 from blkrecov.holders import holders
 from blkrecov.model import Document, Drive, DriveStatus, Lun
@@ -152,7 +153,8 @@ class Engine:
         self._lock = lock
         self._control = owned.enter_context(Control())
         self._exporter = Exporter()
-        self._actor = Actor(self._control, self._exporter, self.counter)
+        self._freezer = Freezer(settings.volatile / "frozen")
+        self._actor = Actor(self._control, self._exporter, self.counter, self._freezer)
         self.document: Document = found.document
         self.labels: dict[UUID, Label] = {uuid: item.label for uuid, item in found.drives.items()}
         self._found = found
@@ -188,6 +190,7 @@ class Engine:
     def assemble(self) -> None:
         """Make the kernel's devices what the document says; for all LUNs that can be, whatever the others do."""
         before = self.document
+        self._freezer.thaw()
         self._clear_up()
         self._attach()
         self.observe()
@@ -201,7 +204,8 @@ class Engine:
             noted = msgspec.structs.replace(noted, running=boot)
         if noted != self.document or self._stale_carriers():
             self.store(noted)
-        self._run(converge(self.document, self.observed, unclean=unclean), wanted=None)
+        self._run(converge(self.document, self.observed, unclean=unclean), wanted=frozenset())
+        self._stamp()
         self._remember()
         self._publish()
 
@@ -444,23 +448,31 @@ class Engine:
             if document.luns and not document.running:
                 document = msgspec.structs.replace(document, running=catalog.boot_id())
             self.store(document)
-            self._run(converge(self.document, self.observe()), wanted=proposal.lun, undo=undo)
+            wanted = proposal.others | ({proposal.lun} if proposal.lun else frozenset())
+            self._run(converge(self.document, self.observe()), wanted=wanted, undo=undo)
             self._act_on(proposal.then, undo)
             undo.pop_all()
         self.observe()
+        self._stamp()
+
+    def _stamp(self) -> None:
+        """Write down of when shadow copies are that were made just now: from here on they count."""
+        stamped = shadows.stamped(self.document, self.observed, int(time.time()))
+        if stamped != self.document:
+            self.store(stamped)
 
     def _go_back(self, before: Document) -> None:
         self.store(_descending(before, self.document))
-        self._run(converge(self.document, self.observe()), wanted=None)
+        self._run(converge(self.document, self.observe()), wanted=frozenset())
 
-    def _run(self, groups: tuple[Group, ...], *, wanted: UUID | None, undo: ExitStack | None = None) -> None:
+    def _run(self, groups: tuple[Group, ...], *, wanted: frozenset[UUID], undo: ExitStack | None = None) -> None:
         """Carry out groups. One LUN's failure does not stop the others, unless it is the LUN that this is about."""
         stop = undo is not None
         for group in groups:
             try:
                 self._act_on(group.steps, undo)
             except BlkrecovError as error:
-                if stop and group.lun in (None, wanted):
+                if stop and (group.lun is None or group.lun in wanted):
                     raise
                 if group.lun is None:
                     log.warning("%s", error.message)
@@ -623,6 +635,12 @@ class Engine:
         lun = self.document.lun(name)
         return provision.delete(self.document, lun, self.holders(lun))
 
+    def propose_extend_store(self, name: str, size: Bytes) -> Proposal:
+        self.refuse_mistaken()
+        lun = self.document.lun(name)
+        self.verify(lun)
+        return shadows.extend(self.document, lun, size, fresh_ids())
+
     def holders(self, lun: Lun) -> tuple[str, ...]:
         """Who has the LUN open, seen from outside: not the export that is ours."""
         exported = self.observed.exports.get(lun.uuid)
@@ -699,7 +717,7 @@ class Engine:
                     f"LUN {lun.name!r} is in use by {', '.join(by)}", remedy="end what uses it, then try again"
                 )
         nothing = Document(array=self.document.array, name=self.document.name)
-        self._run(converge(nothing, self.observe()), wanted=None)
+        self._run(converge(nothing, self.observe()), wanted=frozenset())
         if any(self.observe().devices):
             left = ", ".join(live.name for live in self.observed.devices.values())
             raise DeviceInUse(f"these devices could not be removed: {left}")

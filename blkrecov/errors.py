@@ -60,6 +60,17 @@ class Code(Enum):
     VDS_E_DISK_CONFIGURATION_CORRUPTED = (Family.VDS, 0x80042539)
     VDS_E_DISK_CONFIGURATION_UPDATE_FAILED = (Family.VDS, 0x8004253B)
 
+    VSS_E_BAD_STATE = (Family.VSS, 0x80042301)
+    VSS_E_UNEXPECTED = (Family.VSS, 0x80042302)
+    VSS_E_PROVIDER_VETO = (Family.VSS, 0x80042306)
+    VSS_E_OBJECT_NOT_FOUND = (Family.VSS, 0x80042308)
+    VSS_S_ASYNC_PENDING = (Family.VSS, 0x00042309)
+    VSS_S_ASYNC_FINISHED = (Family.VSS, 0x0004230A)
+    VSS_S_ASYNC_CANCELLED = (Family.VSS, 0x0004230B)
+    VSS_E_VOLUME_NOT_SUPPORTED = (Family.VSS, 0x8004230C)
+    VSS_E_INSUFFICIENT_STORAGE = (Family.VSS, 0x8004231F)
+    VSS_E_CANNOT_REVERT_DISKID = (Family.VSS, 0x800423FE)
+
     @property
     def family(self) -> Family:
         return self.value[0]
@@ -272,6 +283,55 @@ class NotInitialized(BlkrecovError):
 
     code = Code.VDS_E_INITIALIZE_NOT_CALLED
     default_remedy = "open the array first"
+
+
+class BadState(BlkrecovError):
+    """A restore at the wrong time: without a session, beside another one, or in a machine that is not up."""
+
+    code = Code.VSS_E_BAD_STATE
+    default_remedy = "open a restore session first"
+
+
+class ShadowNotFound(BlkrecovError):
+    """No LUN answers to what was given, or no shadow copy does."""
+
+    code = Code.VSS_E_OBJECT_NOT_FOUND
+    default_remedy = "list what exists with: blkrecov snapshot list, blkrecov lun list"
+
+
+class VolumeNotSupported(BlkrecovError):
+    """A LUN that cannot be a restore's source or target, whatever is done about it now."""
+
+    code = Code.VSS_E_VOLUME_NOT_SUPPORTED
+    default_remedy = "choose another LUN"
+
+
+class InsufficientStorage(BlkrecovError):
+    """Too little room in the array for what a shadow copy or a restore needs."""
+
+    code = Code.VSS_E_INSUFFICIENT_STORAGE
+    default_remedy = "add a drive with: blkrecov drive add PATH --size SIZE"
+
+
+class CannotRevertDiskId(BlkrecovError):
+    """A disk signature that cannot be given to a target, because another disk has it."""
+
+    code = Code.VSS_E_CANNOT_REVERT_DISKID
+    default_remedy = "restore without --revert-identity, or take the other disk away"
+
+
+class ProviderVeto(BlkrecovError):
+    """A restore that cannot be done now. There is always an event that says why, and what to do."""
+
+    code = Code.VSS_E_PROVIDER_VETO
+    default_remedy = "see: blkrecov events"
+
+
+class RestoreCancelled(BlkrecovError):
+    """A restore that was cancelled. A success, by its code."""
+
+    code = Code.VSS_S_ASYNC_CANCELLED
+    default_remedy = "its targets are not ready until they have been restored"
 
 
 # What runs out is memory, or a table that the kernel or the process has.

@@ -66,6 +66,28 @@ class EventKind(StrEnum):
     REPLACEMENT_DONE = "replacement_done"
     REPLACEMENT_FAILED = "replacement_failed"
     REPLACEMENT_CANCELLED = "replacement_cancelled"
+    SNAPSHOT_STARTED = "snapshot_started"
+    """A plex is being filled."""
+    SNAPSHOT_PROGRESS = "snapshot_progress"
+    SNAPSHOT_PAUSED = "snapshot_paused"
+    SNAPSHOT_RESUMED = "snapshot_resumed"
+    SNAPSHOT_DONE = "snapshot_done"
+    SNAPSHOT_FAILED = "snapshot_failed"
+    SNAPSHOT_CANCELLED = "snapshot_cancelled"
+    SNAPSHOT_FILLING = "snapshot_filling"
+    """A shadow copy's store has not much room any more."""
+    SNAPSHOT_LOST = "snapshot_lost"
+    RESYNC_VETOED = "resync_vetoed"
+    """A restore was refused: nothing was begun."""
+    RESYNC_STARTED = "resync_started"
+    RESYNC_PROGRESS = "resync_progress"
+    RESYNC_PAUSED = "resync_paused"
+    RESYNC_RESUMED = "resync_resumed"
+    RESYNC_UNDOING = "resync_undoing"
+    """What was there before is put back."""
+    RESYNC_DONE = "resync_done"
+    RESYNC_FAILED = "resync_failed"
+    RESYNC_CANCELLED = "resync_cancelled"
 
 
 # What an operator has to see.
@@ -78,6 +100,11 @@ _TROUBLE: Final = frozenset(
         EventKind.RECOVERY_IMPOSSIBLE,
         EventKind.SCRUB_FAILED,
         EventKind.REPLACEMENT_FAILED,
+        EventKind.SNAPSHOT_FAILED,
+        EventKind.SNAPSHOT_FILLING,
+        EventKind.SNAPSHOT_LOST,
+        EventKind.RESYNC_VETOED,
+        EventKind.RESYNC_FAILED,
     }
 )
 

@@ -30,12 +30,14 @@ MAX_MEMBERS: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A used run of a drive. `arriving`: the member is being copied there, and serves from elsewhere still."""
+    """A used run of a drive. `arriving`: the member is being copied there, and serves from elsewhere still. What is no member's
+    is the log of a LUN that is restored.
+    """
 
     extent: Extent
     role: Role
     lun: Lun
-    member: int
+    member: int | None
     arriving: bool = False
 
 
@@ -56,6 +58,12 @@ def used(document: Document, drive: Drive) -> tuple[Region, ...]:
         if (successor := member.successor) is not None and successor.drive == drive.uuid
         for role, extents in ((Role.META, successor.log + successor.meta), (Role.DATA, successor.data))
         for extent in extents
+    ]
+    regions += [
+        Region(extent, Role.META, lun, None)
+        for lun in document.luns
+        if lun.restore is not None and lun.restore.drive == drive.uuid
+        for extent in lun.restore.log
     ]
     return tuple(sorted(regions, key=lambda region: region.extent.start))
 
@@ -243,6 +251,42 @@ def new_successor(document: Document, drive: Drive, member: Member, uuid: UUID) 
     log, gaps = carve(gaps, LOG)
     data, _ = carve(gaps, member.length)
     return Successor(uuid=uuid, drive=drive.uuid, data=data, meta=meta, log=log)
+
+
+def place_log(document: Document, avoid: frozenset[UUID] = frozenset()) -> tuple[Drive, tuple[Extent, ...]]:
+    """Where the log of a restore is kept: a drive with room, the emptiest, and its extent.
+
+    Raises: NotEnoughSpace.
+    """
+    usable = [drive for drive in document.drives if drive.online and not drive.failing and drive.uuid not in avoid]
+    roomy = [drive for drive in usable if free_length(document, drive) >= LOG]
+    if not roomy:
+        raise NotEnoughSpace(f"no drive has {format_size(in_bytes(LOG))} free for the log of a copy")
+    best = min(roomy, key=lambda drive: (drive.hot_spare, -free_length(document, drive)))
+    return best, carve(free(document, best), LOG)[0]
+
+
+def shrunk(lun: Lun, size: int) -> Lun:
+    """The LUN with `size` sectors, and members that hold no more than those need; what they held beyond is free."""
+    if lun.layout is Layout.LINEAR:
+        members, left = [], round_up(size, UNIT)
+        for member in lun.members:
+            if left > 0:
+                members.append(_cut(member, min(left, member.length)))
+            left -= member.length
+        return msgspec.structs.replace(lun, size=size, members=tuple(members))
+    length = member_length(lun.layout, size, len(lun.members))
+    members = [_cut(member, min(length, member.length)) for member in lun.members]
+    return msgspec.structs.replace(lun, size=size, members=tuple(members))
+
+
+def _cut(member: Member, length: int) -> Member:
+    data: list[Extent] = []
+    for extent in member.data:
+        if length > 0:
+            data.append(Extent(extent.start, min(extent.length, length)))
+        length -= extent.length
+    return msgspec.structs.replace(member, data=tuple(data))
 
 
 def successor_length(member: Member) -> int:

@@ -177,8 +177,51 @@ class Member(msgspec.Struct, frozen=True):
         return Sectors(sum(extent.length for extent in self.data))
 
 
+class Shadow(msgspec.Struct, frozen=True):
+    """What makes a LUN a shadow copy: whose contents it shows, and of when.
+
+    With a chunk it is a differential one: its members hold the exceptions, the origin all else. Without, it is a plex, with
+    contents of its own, and the origin need not exist any more.
+    """
+
+    origin: UUID
+    taken: int = 0
+    """In seconds since 1970; 0 until the kernel has it."""
+    chunk: int = 0
+    lost: str = ""
+    """Why its contents are lost: an origin's write could not be recorded."""
+
+
+class Restore(msgspec.Struct, frozen=True):
+    """A LUN's contents being replaced by a shadow copy's. `uuid` is the copy's: no log is ever taken for another's.
+
+    Until `length` is set the LUN is being made quiet; then its log is true, and the kernel copies.
+    """
+
+    uuid: UUID
+    source: UUID
+    length: int = 0
+    region: int = 0
+    todo: int = 0
+    """Sectors to copy, in whole regions; the rest is equal already."""
+    drive: UUID | None = None
+    """The drive that holds the log."""
+    log: tuple[Extent, ...] = ()
+    blank: bool = False
+    """The LUN read as zeros when it began."""
+    held: bool = False
+    """The copy is paused; its log knows how far it is."""
+    comparing: bool = False
+    """All is copied, and the kernel compares."""
+    signature: str = ""
+    """What the disk's signature is to be afterwards; empty for whatever the source has."""
+
+
 class Lun(msgspec.Struct, frozen=True):
-    """A LUN as decided. `size` is what the host sees; the plex below may be larger, never smaller."""
+    """A LUN as decided. `size` is what the host sees; the plex below may be larger, never smaller.
+
+    Of a differential shadow copy the plex is the store of exceptions, of any size.
+    """
 
     uuid: UUID
     name: str
@@ -198,6 +241,21 @@ class Lun(msgspec.Struct, frozen=True):
     """When the last scrub of all of it ended, in seconds since 1970; 0 before the first."""
     frozen: bool = False
     """The kernel is held back from rebuilding it: its recovery was cancelled or is paused, and the substitutes are kept."""
+    shadow: Shadow | None = None
+    restore: Restore | None = None
+    incomplete: str = ""
+    """Why its contents are not whole: not ready to its host until a restore has succeeded."""
+    restored: int = 0
+    """Of when its contents were that a restore put on it last, in seconds since 1970; 0 for a LUN that never was restored."""
+
+    @property
+    def differential(self) -> bool:
+        """Whether it shows its origin's contents, and its own members hold the exceptions."""
+        return self.shadow is not None and bool(self.shadow.chunk)
+
+    @property
+    def ready(self) -> bool:
+        return not self.incomplete and self.restore is None
 
     @property
     def bytes(self) -> Bytes:
@@ -213,9 +271,10 @@ class Lun(msgspec.Struct, frozen=True):
 
     @property
     def drives(self) -> frozenset[UUID]:
-        """The drives that its members are on, or are moving to."""
+        """The drives that its members are on, or are moving to; and the one that has the log while it is restored."""
         moving = (member.successor.drive for member in self.members if member.successor is not None)
-        return frozenset((*(member.drive for member in self.members), *moving))
+        log = self.restore.drive if self.restore is not None else None
+        return frozenset((*(member.drive for member in self.members), *moving, *([log] if log else [])))
 
     def with_member(self, index: int, member: Member) -> "Lun":
         return msgspec.structs.replace(self, members=(*self.members[:index], member, *self.members[index + 1 :]))
@@ -260,6 +319,9 @@ class TaskKind(StrEnum):
     RECOVER = "recover"
     SCRUB = "scrub"
     REPLACE = "replace"
+    SNAPSHOT = "snapshot"
+    """A plex, being filled."""
+    RESYNC = "resync"
 
 
 class Phase(StrEnum):
@@ -275,6 +337,12 @@ class Phase(StrEnum):
     """A check with a bound, after a recovery."""
     COPY = "copy"
     """The kernel copies members that move to another drive, underneath the RAID layer."""
+    RESTORE = "restore"
+    """The kernel copies shadow copies onto LUNs."""
+    COMPARE = "compare"
+    """The kernel compares what it has copied."""
+    UNDO = "undo"
+    """The kernel copies what was there before back onto LUNs."""
 
 
 class Schedule(StrEnum):
@@ -283,6 +351,17 @@ class Schedule(StrEnum):
     OFF = "off"
     WEEKLY = "weekly"
     MONTHLY = "monthly"
+
+
+class Pair(msgspec.Struct, frozen=True):
+    """What of a restore goes where. `undo` is the shadow copy of the target that was taken before; `made` says that the
+    target was made for it.
+    """
+
+    source: UUID
+    target: UUID
+    undo: UUID | None = None
+    made: bool = False
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -315,6 +394,14 @@ class Task(msgspec.Struct, frozen=True):
     """Bytes per second and member that it is given whatever else goes on; 0: the array's."""
     rate_max: int = 0
     """Bytes per second and member that it never exceeds; 0: the array's."""
+    pairs: tuple[Pair, ...] = ()
+    temporary: tuple[UUID, ...] = ()
+    """Shadow copies that go when it ends."""
+
+    @property
+    def luns(self) -> frozenset[UUID]:
+        """All that it works on."""
+        return frozenset((self.lun, *(lun for pair in self.pairs for lun in (pair.source, pair.target))))
 
 
 class Tombstone(msgspec.Struct, frozen=True):
@@ -392,7 +479,15 @@ class Document(msgspec.Struct, frozen=True):
 
     def task_on(self, lun: UUID) -> Task | None:
         """The task that is under way on a LUN: at most one."""
-        return next((task for task in self.tasks if task.lun == lun and not task.state.ended), None)
+        return next((task for task in self.tasks if lun in task.luns and not task.state.ended), None)
+
+    def shadows_of(self, lun: UUID) -> tuple[Lun, ...]:
+        """The differential shadow copies of a LUN that have not lost their contents, oldest first."""
+        return tuple(
+            other
+            for other in self.luns
+            if other.differential and other.shadow is not None and other.shadow.origin == lun and not other.shadow.lost
+        )
 
     def with_drive(self, drive: Drive) -> "Document":
         """With this drive added, or in the place of the one with its UUID."""
@@ -415,6 +510,10 @@ class Document(msgspec.Struct, frozen=True):
     def without_lun(self, lun: Lun) -> "Document":
         luns = tuple(other for other in self.luns if other.uuid != lun.uuid)
         return self._buried(Tombstone("lun", lun.uuid, lun.name), luns=luns)
+
+    def without_unmade(self, lun: Lun) -> "Document":
+        """Without a LUN that never was one."""
+        return msgspec.structs.replace(self, luns=tuple(other for other in self.luns if other.uuid != lun.uuid))
 
     def without_drive(self, drive: Drive) -> "Document":
         drives = tuple(other for other in self.drives if other.uuid != drive.uuid)

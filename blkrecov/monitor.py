@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 AGAIN_S: Final = 10.0
 # A scrub that is due and was not begun just now could not be.
 SCRUB_AGAIN_S: Final = 3600.0
+# The kernel tells nobody that a shadow copy's store fills up, so as long as there is one it is looked at.
+STORES_S: Final = 10.0
 
 
 class Monitor:
@@ -87,4 +89,6 @@ class Monitor:
             return AGAIN_S
         now = time.time()
         due = schedule.next_due(self._array.document, int(now))
-        return SCRUB_AGAIN_S if due is None or due <= now else min(due - now, SCRUB_AGAIN_S)
+        patience = SCRUB_AGAIN_S if due is None or due <= now else min(due - now, SCRUB_AGAIN_S)
+        fills = any(lun.differential for lun in self._array.document.luns)
+        return min(patience, STORES_S) if fills else patience

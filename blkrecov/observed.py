@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from blkrecov.dm import names, status
-from blkrecov.dm.status import LegHealth, LogHealth, MirrorHealth, MirrorStatus, RaidStatus
+from blkrecov.dm.status import LegHealth, LogHealth, MirrorHealth, MirrorStatus, RaidStatus, SnapshotStatus
 from blkrecov.dm.superblock import Superblock
 from blkrecov.dm.table import Table
-from blkrecov.model import Document, Lun, Member, MemberState
+from blkrecov.model import Document, Lun, Member, MemberState, Restore
 from blkrecov.units import Sectors
 
 
@@ -42,14 +42,15 @@ class Exported:
     naa: str
     size: int
     """In sectors, as the SCSI disk believes."""
+    ready: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mirror:
-    """A part of a member that is being copied to another drive."""
+    """A part of what is being copied: of a member that moves to another drive, or of a LUN that is restored."""
 
     role: str
-    """Of the leg that it is a part of: "rmeta" or "rimage"."""
+    """Of the device that it is a part of: "rmeta", "rimage" or "copy"."""
     length: Sectors
     status: MirrorStatus
 
@@ -100,13 +101,41 @@ class Observed:
 
     def mirrors(self, member: Member) -> tuple[Mirror, ...]:
         """What the kernel says of a member's copy to another drive; nothing while there is none."""
-        found = []
-        for role in ("rmeta", "rimage"):
-            live = self.devices.get(names.dm_uuid(member.uuid, role))
-            for line in live.status if live is not None else ():
-                if line.kind == "mirror":
-                    found.append(Mirror(role=role, length=line.length, status=status.parse_mirror(line.params)))
-        return tuple(found)
+        return (*self._mirrors(member.uuid, "rmeta"), *self._mirrors(member.uuid, "rimage"))
+
+    def copy(self, restore: Restore) -> tuple[Mirror, ...]:
+        """What the kernel says of a restore's copy; nothing while there is none."""
+        return self._mirrors(restore.uuid, "copy")
+
+    def _mirrors(self, owner: UUID, role: str) -> tuple[Mirror, ...]:
+        live = self.devices.get(names.dm_uuid(owner, role))
+        return tuple(
+            Mirror(role=role, length=line.length, status=status.parse_mirror(line.params))
+            for line in (live.status if live is not None else ())
+            if line.kind == "mirror"
+        )
+
+    def comparison(self, restore: Restore) -> RaidStatus | None:
+        """What the kernel says of a restore's comparison; None while there is none."""
+        live = self.devices.get(names.dm_uuid(restore.uuid, "compare"))
+        if live is None or live.suspended or not live.status:
+            return None
+        return status.parse_raid(live.status[0].params)
+
+    def store(self, lun: Lun) -> SnapshotStatus | None:
+        """What the kernel says of a differential shadow copy; None while it is not loaded."""
+        live = self.devices.get(names.dm_uuid(lun.uuid, "shadow"))
+        if live is None or not live.status or live.status[0].kind != "snapshot":
+            return None
+        return status.parse_snapshot(live.status[0].params)
+
+    def reachable(self, document: Document, lun: Lun) -> bool:
+        """Whether a LUN's contents are there: of a differential shadow copy, its origin's too. What is not whole is no matter."""
+        if not self.survives(document, lun):
+            return False
+        if lun.shadow is None or not lun.differential:
+            return True
+        return not lun.shadow.lost and self.survives(document, document.lun_of(lun.shadow.origin))
 
     def lost(self, document: Document, lun: Lun) -> frozenset[int]:
         """Members that hold nothing usable now: by the document, the kernel, their superblocks, or as their drive is away."""

@@ -55,7 +55,9 @@ def exports(exporter: Exporter, array: str) -> dict[UUID, Exported]:
     for export in exporter.exports():
         parts = names.split_dm_name(f"{names.PREFIX}-{export.name}")
         if parts is not None and parts[0] == array:
-            found[UUID(hex=export.serial)] = Exported(disk=export.disk, naa=export.naa, size=sysfs.size(export.disk))
+            found[UUID(hex=export.serial)] = Exported(
+                disk=export.disk, naa=export.naa, size=sysfs.size(export.disk), ready=exporter.is_ready(export)
+            )
     return found
 
 

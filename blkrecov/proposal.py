@@ -22,6 +22,8 @@ class Proposal:
     prepare: tuple[Step, ...] = ()
     then: tuple[Message, ...] = ()
     lun: UUID | None = None
+    others: frozenset[UUID] = frozenset()
+    """LUNs beside that one without which it is not true."""
 
 
 def zeroed(document: Document, members: tuple[Member, ...]) -> tuple[ZeroExtent, ...]:

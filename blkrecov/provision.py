@@ -33,8 +33,7 @@ MAX_RATE: Final = (2**31 - 1) * KIB
 def create(document: Document, request: Request, ids: Iterator[UUID]) -> Proposal:
     """A new LUN. Raises what geometry.place() does, and ObjectExists for a name that is taken."""
     check_name(NameKind.LUN, request.name)
-    if any(lun.name == request.name for lun in document.luns):
-        raise ObjectExists(f"array {document.name!r} has a LUN {request.name!r} already")
+    refuse_taken(document, request.name)
     lun = geometry.place(document, request, ids)
     return Proposal(
         document=document.with_lun(lun),
@@ -42,6 +41,12 @@ def create(document: Document, request: Request, ids: Iterator[UUID]) -> Proposa
         prepare=zeroed(document, lun.members),
         lun=lun.uuid,
     )
+
+
+def refuse_taken(document: Document, name: str) -> None:
+    """Raises: ObjectExists for a name that a LUN has."""
+    if any(lun.name == name for lun in document.luns):
+        raise ObjectExists(f"array {document.name!r} has a LUN {name!r} already")
 
 
 def extend(document: Document, lun: Lun, size: Bytes, ids: Iterator[UUID]) -> Proposal:
@@ -72,6 +77,12 @@ def extend(document: Document, lun: Lun, size: Bytes, ids: Iterator[UUID]) -> Pr
 def delete(document: Document, lun: Lun, holders: tuple[str, ...]) -> Proposal:
     """The array without the LUN. `holders` are those that have it open, which is a reason not to."""
     refuse_busy(document, lun)
+    shadows = document.shadows_of(lun.uuid)
+    if shadows:
+        raise InvalidOperation(
+            f"LUN {lun.name!r} has shadow copies that show its contents: {', '.join(each.name for each in shadows)}",
+            remedy="delete those first, with: blkrecov snapshot delete NAME",
+        )
     if holders:
         raise DeviceInUse(
             f"LUN {lun.name!r} is in use by {', '.join(holders)}",

@@ -21,6 +21,7 @@ from blkrecov.errors import InvalidArgument
 
 CONFIGURATION: Final = Path("/etc/blkrecov/blkrecov.toml")
 STATE: Final = Path("/var/lib/blkrecov")
+VOLATILE: Final = Path("/run/blkrecov")
 DIRECTORIES: Final[tuple[str, ...]] = (str(STATE / "drives"),)
 
 
@@ -28,6 +29,7 @@ DIRECTORIES: Final[tuple[str, ...]] = (str(STATE / "drives"),)
 class Settings:
     state: Path = STATE
     directories: tuple[str, ...] = DIRECTORIES
+    volatile: Path = VOLATILE
 
     @classmethod
     def load(cls, configuration: Path = CONFIGURATION) -> Self:

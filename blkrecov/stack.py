@@ -1,6 +1,9 @@
 """The device stack: which device-mapper devices an array's document asks for, bottom to top.
 
-    LUN           blkrecov-<array>-<lun>             linear on the plex; error when the LUN has failed
+    LUN           blkrecov-<array>-<lun>             linear on what is below; error when it has failed, or is not ready
+    copy          ...-copy, ...-copy_log_K           mirror from a shadow copy to a LUN that is being restored, beside the LUN
+    origin        ...-origin                         snapshot-origin on the plex of a LUN that has shadow copies
+    shadow        ...-shadow                         snapshot on the origin's plex and the shadow copy's own, which is the store
     plex          ...-plex                           raid on the legs; for a linear LUN, linear on the ports
     legs          ...-rmeta_N, ...-rimage_N          linear on a port; error while the member is failed; mirror while it moves
     sides         ...-rimage_N_from, _to, _log_K     linear on a port; only below a leg that moves to another drive
@@ -15,6 +18,10 @@ of the leg's table and sees nothing else. The leg of the data is a mirror of sev
 member moves to, so that a copy goes on after a crash. The log of the superblock's leg is kept in memory: that leg is a unit long,
 and is copied anew from the member's own place, which all writes go to, whenever the mirror is loaded. A linear LUN has legs for
 members that move, and only for those.
+
+A shadow copy is right as long as every write to its origin goes through the device `origin`: so that stands above the plex
+before anything else does, for as long as the LUN has shadow copies, and a restore writes through it too. What is read from
+a shadow copy, by its host or by a restore, comes from the device `shadow`. Its own LUN is read-only.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,11 +30,15 @@ from enum import IntEnum
 from typing import Final
 from uuid import UUID
 
+from blkrecov import changes
+from blkrecov.changes import Part, Runs, divide
 from blkrecov.dm import names
 from blkrecov.dm.table import (
     CoreLog,
     DiskLog,
     ErrorTable,
+    ErrorWrites,
+    FlakeyTable,
     Leg,
     LinearTable,
     MirrorLeg,
@@ -36,6 +47,8 @@ from blkrecov.dm.table import (
     RaidKind,
     RaidTable,
     Segment,
+    SnapshotOriginTable,
+    SnapshotTable,
     Table,
 )
 from blkrecov.geometry import plex_length
@@ -58,7 +71,12 @@ FEW_REGIONS: Final = 8
 MANY_REGIONS: Final = 2**17
 # Header and bits of one part's log, 2^17 bits and more; the parts' logs lie one behind the other.
 LOG_LENGTH: Final = Sectors(UNIT // PARTS)
+# As above, for each of the parts of a restore: of these there may be more (changes.divide()).
+COPY_LOG_LENGTH: Final = Sectors(UNIT // 32)
 META_COPY_REGION: Final = Sectors(MIB // SECTOR // 8)
+
+# What compares a restored LUN with its source, bottom to top.
+COMPARISON: Final = ("compare_from", "compare_to", "compare")
 
 _KINDS: Final = {
     Layout.RAID0: RaidKind.RAID0,
@@ -77,7 +95,10 @@ class Layer(IntEnum):
     SIDE = 1
     LEG = 2
     PLEX = 3
-    LUN = 4
+    SHADOW = 4
+    ORIGIN = 5
+    COPY = 6
+    LUN = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +110,7 @@ class Device:
     layer: Layer
     owner: UUID
     table: Table
+    read_only: bool = False
 
     @property
     def visible(self) -> bool:
@@ -114,15 +136,6 @@ def port(document: Document, drive: Drive, backing: str | None) -> Device:
         table = ErrorTable(length=length).render()
     name = names.drive_name(document.name, drive.name)
     return Device(name=name, uuid=names.dm_uuid(drive.uuid, "drive"), layer=Layer.PORT, owner=drive.uuid, table=table)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A stretch of a member that one mirror target copies, region by region."""
-
-    start: Sectors
-    length: Sectors
-    region: Sectors
 
 
 def parts(length: int) -> tuple[Part, ...]:
@@ -264,13 +277,123 @@ def plex(document: Document, lun: Lun, leg_nodes: Mapping[str, str], rebuild: tu
     return Device(name=name, uuid=uuid, layer=Layer.PLEX, owner=lun.uuid, table=table)
 
 
+def below(document: Document, lun: Lun) -> str:
+    """The node of what a LUN's contents are read from and written to."""
+    if lun.differential:
+        return node(names.layer_name(document.name, lun.name, "shadow"))
+    if document.shadows_of(lun.uuid):
+        return node(names.layer_name(document.name, lun.name, "origin"))
+    return node(names.plex_name(document.name, lun.name))
+
+
+def origin(document: Document, lun: Lun) -> Device:
+    """What a LUN that has shadow copies is written through."""
+    plex_node = node(names.plex_name(document.name, lun.name))
+    table = SnapshotOriginTable(length=plex_length(lun), origin=plex_node).render()
+    return _layer(document, lun, "origin", Layer.ORIGIN, table)
+
+
+def shadow(document: Document, lun: Lun) -> Device:
+    """A differential shadow copy's contents."""
+    assert lun.shadow is not None
+    of = document.lun_of(lun.shadow.origin)
+    table = SnapshotTable(
+        length=Sectors(lun.size),
+        origin=node(names.plex_name(document.name, of.name)),
+        cow=node(names.plex_name(document.name, lun.name)),
+        chunk=Sectors(lun.shadow.chunk),
+    ).render()
+    return _layer(document, lun, "shadow", Layer.SHADOW, table)
+
+
+def copying(document: Document, lun: Lun) -> bool:
+    """Whether the kernel is to copy a shadow copy onto a LUN now."""
+    restore = lun.restore
+    if restore is None or not restore.length or restore.held or restore.comparing:
+        return False
+    return any(other.uuid == restore.source and not _is_lost(other) for other in document.luns)
+
+
+def copy(document: Document, lun: Lun) -> tuple[Device, ...]:
+    """What restores a LUN: a mirror from the shadow copy to it, of several parts, each behind its log; the logs come first."""
+    restore = lun.restore
+    assert restore is not None
+    assert restore.drive is not None
+    source = below(document, document.lun_of(restore.source))
+    devices, mirrors = [], []
+    for number, part in enumerate(divide(restore.length, restore.region)):
+        where = (Extent(restore.log[0].start + number * COPY_LOG_LENGTH, COPY_LOG_LENGTH),)
+        role = f"copy_log_{number}"
+        log = Device(
+            name=names.layer_name(document.name, lun.name, role),
+            uuid=names.dm_uuid(restore.uuid, role),
+            layer=Layer.SIDE,
+            owner=lun.uuid,
+            table=LinearTable(segments=_segments(document, restore.drive, where)).render(),
+        )
+        devices.append(log)
+        ends = tuple(MirrorLeg(device=end, offset=Sectors(part.start)) for end in (source, below(document, lun)))
+        disk = DiskLog(device=own_node(log), region=Sectors(part.region))
+        mirrors.append(MirrorPart(length=Sectors(part.length), log=disk, legs=ends))
+    device = _layer(document, lun, "copy", Layer.COPY, MirrorTable(parts=tuple(mirrors)).render())
+    return (*devices, replace(device, uuid=names.dm_uuid(restore.uuid, "copy")))
+
+
+def comparison(document: Document, lun: Lun, runs: Runs) -> tuple[Device, ...]:
+    """What has the kernel compare runs of a restored LUN with its source: a mirror that is never written to, asked for a check.
+
+    md writes what it could read over what it could not (drivers/md/raid1.c, fix_sync_read_error()): it would alter the source,
+    even one that is loaded read-only. So its legs fail all writes, and a leg that cannot be read is one that has failed.
+    """
+    restore = lun.restore
+    assert restore is not None
+    length = Sectors(changes.total(runs))
+    legs = []
+    for role, end in zip(
+        COMPARISON, (below(document, document.lun_of(restore.source)), below(document, lun)), strict=False
+    ):
+        segments, offset = [], 0
+        for run in runs:
+            source = Segment(device=end, offset=Sectors(run.start), length=Sectors(run.length))
+            flakey = FlakeyTable(source=source, up_s=0, down_s=1, features=(ErrorWrites(),))
+            segments += [replace(line, start=Sectors(offset)) for line in flakey.render()]
+            offset += run.length
+        legs.append(_layer(document, lun, role, Layer.SIDE, tuple(segments)))
+    raid = RaidTable(
+        kind=RaidKind.RAID1,
+        length=length,
+        chunk=Sectors(0),
+        nosync=True,
+        legs=tuple(Leg(meta=None, data=own_node(device)) for device in legs),
+    )
+    devices = (*legs, _layer(document, lun, "compare", Layer.COPY, raid.render()))
+    return tuple(
+        replace(device, uuid=names.dm_uuid(restore.uuid, role))
+        for device, role in zip(devices, COMPARISON, strict=True)
+    )
+
+
+def _layer(document: Document, lun: Lun, role: str, layer: Layer, table: Table) -> Device:
+    name = names.layer_name(document.name, lun.name, role)
+    return Device(name=name, uuid=names.dm_uuid(lun.uuid, role), layer=layer, owner=lun.uuid, table=table)
+
+
 def top(document: Document, lun: Lun, *, failed: bool) -> Device:
     """What the host sees."""
-    below = node(names.plex_name(document.name, lun.name))
     length = Sectors(lun.size)
-    if failed:
+    if failed or not lun.ready or _is_lost(lun):
         table = ErrorTable(length=length).render()
     else:
-        table = LinearTable(segments=(Segment(device=below, offset=Sectors(0), length=length),)).render()
-    name = names.lun_name(document.name, lun.name)
-    return Device(name=name, uuid=names.dm_uuid(lun.uuid, "lun"), layer=Layer.LUN, owner=lun.uuid, table=table)
+        table = LinearTable(segments=(Segment(device=below(document, lun), offset=Sectors(0), length=length),)).render()
+    return Device(
+        name=names.lun_name(document.name, lun.name),
+        uuid=names.dm_uuid(lun.uuid, "lun"),
+        layer=Layer.LUN,
+        owner=lun.uuid,
+        table=table,
+        read_only=lun.shadow is not None,
+    )
+
+
+def _is_lost(lun: Lun) -> bool:
+    return lun.shadow is not None and bool(lun.shadow.lost)

@@ -52,6 +52,7 @@ class ReplaceTable:
     table: Table
     visible: bool
     flush: bool = True
+    read_only: bool = False
 
     def lines(self) -> tuple[str, ...]:
         return (f"suspend {self.name}, load this table, resume", *_table_lines(self.table))
@@ -74,6 +75,37 @@ class Resume:
 
     def lines(self) -> tuple[str, ...]:
         return (f"resume {self.name}",)
+
+
+@dataclass(frozen=True, slots=True)
+class Suspend:
+    """Hold what is written and read from now on, when all that was before has ended. Resume, or ReplaceTable, lets it go on."""
+
+    name: str
+    visible: bool
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"suspend {self.name}",)
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeFilesystems:
+    """Have the file systems that are mounted from these devices write out what they hold, and wait: so that a shadow copy of
+    that moment is clean.
+    """
+
+    devices: tuple[str, ...]
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"freeze what is mounted from {', '.join(self.devices)}",)
+
+
+@dataclass(frozen=True, slots=True)
+class ThawFilesystems:
+    """Let those go on that FreezeFilesystems has frozen."""
+
+    def lines(self) -> tuple[str, ...]:
+        return ("thaw what was frozen",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +158,18 @@ class ZeroExtent:
 
 
 @dataclass(frozen=True, slots=True)
+class DiscardExtent:
+    """Give the space of a drive's extent back to the file below, so that it reads as zeros and copies have nothing to do."""
+
+    port: str
+    extent: Extent
+
+    def lines(self) -> tuple[str, ...]:
+        size = format_size(in_bytes(Sectors(self.extent.length)))
+        return (f"discard {size} at sector {self.extent.start} of {self.port}",)
+
+
+@dataclass(frozen=True, slots=True)
 class Flush:
     """Wait until a drive has on its medium what it has acknowledged."""
 
@@ -156,9 +200,24 @@ class Export:
     lun: str
     uuid: UUID
     node: str
+    read_only: bool = False
+    ready: bool = True
 
     def lines(self) -> tuple[str, ...]:
-        return (f"export {self.node} as a SCSI disk with unit serial {self.uuid.hex}",)
+        words = ("" if self.ready else ", not ready") + (", read-only" if self.read_only else "")
+        return (f"export {self.node} as a SCSI disk with unit serial {self.uuid.hex}{words}",)
+
+
+@dataclass(frozen=True, slots=True)
+class SetReady:
+    """Have the SCSI disk refuse everything with NOT READY, or serve again: then its size and partitions are read anew."""
+
+    lun: str
+    uuid: UUID
+    ready: bool
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"the SCSI disk of LUN {self.lun} is {'ready' if self.ready else 'not ready'} from now on",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,13 +279,18 @@ Step: TypeAlias = (
     | ReplaceTable
     | ClearInactive
     | Resume
+    | Suspend
+    | FreezeFilesystems
+    | ThawFilesystems
     | SettleFailures
     | RemoveDevice
     | RenameDevice
     | ZeroExtent
+    | DiscardExtent
     | Flush
     | ForceResync
     | Export
+    | SetReady
     | Unexport
     | ClearExport
     | Rescan

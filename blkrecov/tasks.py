@@ -13,7 +13,15 @@ from typing import Final
 
 import msgspec
 
-from blkrecov.errors import BlkrecovError, Cancelled, CancelTooLate, Code, InvalidArgument, InvalidOperation
+from blkrecov.errors import (
+    BlkrecovError,
+    Cancelled,
+    CancelTooLate,
+    Code,
+    InvalidArgument,
+    InvalidOperation,
+    RestoreCancelled,
+)
 from blkrecov.model import Document, Phase, Task, TaskKind, TaskState
 from blkrecov.units import Bytes, format_size
 
@@ -21,6 +29,12 @@ from blkrecov.units import Bytes, format_size
 _WEIGHTS: Final[Mapping[Phase, float]] = {Phase.VERIFY: 0.1}
 # What a running task may show at most: kernel ratios reach their end before the last superblock and the last table change.
 ALMOST: Final = 99
+# Where what matters is done, and why a task cannot be cancelled any more.
+_TOO_LATE: Final[Mapping[Phase | None, str]] = {
+    Phase.VERIFY: "has restored the redundancy already, and only verifies it",
+    Phase.COMPARE: "has copied everything already, and only compares it",
+    Phase.UNDO: "is putting back what was there before",
+}
 
 
 class Event(StrEnum):
@@ -79,15 +93,14 @@ def cancelled(task: Task) -> Task:
     matters: IVdsAsync::Cancel says so without touching it.
     """
     if task.state is TaskState.CANCELLED:
-        raise Cancelled(f"task {task.id} is cancelled already")
-    if task.kind is not TaskKind.SCRUB and phase(task) is Phase.VERIFY:
+        raise type(cancellation(task))(f"task {task.id} is cancelled already")
+    if task.kind is not TaskKind.SCRUB and phase(task) in _TOO_LATE:
         raise CancelTooLate(
-            f"task {task.id} has restored the redundancy already, and only verifies it",
-            remedy=f"wait for it with: blkrecov task wait {task.id}",
+            f"task {task.id} {_TOO_LATE[phase(task)]}", remedy=f"wait for it with: blkrecov task wait {task.id}"
         )
     if task.state.ended:
         raise CancelTooLate(f"task {task.id} is {task.state.value} already")
-    error = Cancelled("the task was cancelled")
+    error = cancellation(task)
     return msgspec.structs.replace(
         task,
         state=_next(task, Event.CANCEL),
@@ -98,14 +111,44 @@ def cancelled(task: Task) -> Task:
     )
 
 
+def cancellation(task: Task) -> BlkrecovError:
+    """What a cancelled task ends with: each specification has its own code."""
+    if task.kind in (TaskKind.RESYNC, TaskKind.SNAPSHOT):
+        return RestoreCancelled("the task was cancelled")
+    return Cancelled("the task was cancelled")
+
+
+def turned_back(task: Task, error: BlkrecovError) -> Task:
+    """A restore that will end with this error, when what was there before is back."""
+    return msgspec.structs.replace(
+        task,
+        phases=(*task.phases[: task.done], Phase.UNDO),
+        code=error.code.name,
+        message=error.message,
+        remedy=error.remedy,
+    )
+
+
+def gone_back(task: Task) -> Task:
+    """A restore that has put back what was there before: it ends with what it was told."""
+    event = Event.CANCEL if task.code == cancellation(task).code.name else Event.FAIL
+    return msgspec.structs.replace(
+        task,
+        state=_next(task, event),
+        percent=0,
+        message=f"{task.message}; what was there before is there again",
+        remedy="restore again when it is wanted" if event is Event.CANCEL else task.remedy,
+    )
+
+
 def paused(task: Task) -> Task:
     """Raises InvalidOperation for a task that is not under way, or is paused already."""
     if task.state is not TaskState.IN_PROGRESS or task.paused:
         word = "paused" if task.paused else task.state.value.replace("_", " ")
         raise InvalidOperation(f"task {task.id} is {word}: it cannot be paused", remedy="see: blkrecov task list")
-    if phase(task) is Phase.COPY:
+    if phase(task) in (Phase.COPY, Phase.COMPARE):
         raise InvalidOperation(
-            f"task {task.id} copies below a LUN that is in use, which cannot be held up",
+            f"task {task.id} is at what cannot be held up ({phase(task)})",
             remedy=f"let it end, or cancel it with: blkrecov task cancel {task.id}",
         )
     return msgspec.structs.replace(task, paused=True)
@@ -185,6 +228,19 @@ def vds_status(task: Task) -> tuple[Code, int]:
             return Code.VDS_E_OPERATION_CANCELED, 0
         case TaskState.FAILED:
             return Code[task.code], 0
+
+
+def vss_status(task: Task) -> Code:
+    """IVssAsync::QueryStatus, *pHrResult. Pending, finished and cancelled are successes here, and there is no percentage."""
+    match task.state:
+        case TaskState.QUEUED | TaskState.IN_PROGRESS:
+            return Code.VSS_S_ASYNC_PENDING
+        case TaskState.COMPLETED:
+            return Code.VSS_S_ASYNC_FINISHED
+        case TaskState.CANCELLED:
+            return Code.VSS_S_ASYNC_CANCELLED
+        case TaskState.FAILED:
+            return Code[task.code]
 
 
 class RequestStatus(IntEnum):

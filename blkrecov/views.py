@@ -7,7 +7,7 @@ from typing import Any
 
 from blkrecov import geometry
 from blkrecov.condition import state_of
-from blkrecov.dm.status import LegHealth, SyncAction
+from blkrecov.dm.status import LegHealth, SnapshotUsage, SyncAction
 from blkrecov.errors import Code
 from blkrecov.geometry import Region
 from blkrecov.model import Document, Drive, DriveStatus, Layout, Lun, Member, MemberState, Task
@@ -20,6 +20,13 @@ Json = dict[str, Any]
 
 def tolerance(document: Document, observed: Observed, lun: Lun) -> int:
     """How many more members may be lost, whichever they are, without losing data."""
+    if lun.shadow is not None and lun.differential:
+        origin = tolerance(document, observed, document.lun_of(lun.shadow.origin))
+        return min(origin, _own_tolerance(document, observed, lun))
+    return _own_tolerance(document, observed, lun)
+
+
+def _own_tolerance(document: Document, observed: Observed, lun: Lun) -> int:
     unusable = observed.lost(document, lun) | lun.rebuilding
     count = len(lun.members)
     match lun.layout:
@@ -82,9 +89,34 @@ def lun_view(
         "region": in_bytes(Sectors(lun.region)),
         "mismatches": lun.mismatches,
         "sync": sync,
-        "shadow_copy_of": None,
+        "shadow_copy_of": _origin_name(document, lun),
+        "shadow": shadow_view(observed, lun) if lun.shadow is not None else None,
+        "incomplete": lun.incomplete or None,
         "mounts": [{"path": path, "fstype": kind} for path, kind in mounts],
         "task": task.id if task else None,
+    }
+
+
+def _origin_name(document: Document, lun: Lun) -> str | None:
+    """The name of the LUN that a shadow copy was taken of; its UUID where that is gone."""
+    if lun.shadow is None:
+        return None
+    uuid = lun.shadow.origin
+    return next((other.name for other in document.luns if other.uuid == uuid), str(uuid))
+
+
+def shadow_view(observed: Observed, lun: Lun) -> Json:
+    """What is to be known of a shadow copy. The store is null for a plex, and its use while nothing is loaded."""
+    assert lun.shadow is not None
+    usage = observed.store(lun)
+    used = in_bytes(usage.allocated) if isinstance(usage, SnapshotUsage) else None
+    size = in_bytes(geometry.plex_length(lun))
+    store = {"size": size, "used": used, "chunk": in_bytes(Sectors(lun.shadow.chunk))} if lun.differential else None
+    return {
+        "kind": "differential" if lun.differential else "plex",
+        "taken": lun.shadow.taken,
+        "store": store,
+        "lost": lun.shadow.lost or None,
     }
 
 
@@ -150,6 +182,8 @@ def regions(document: Document, drive: Drive) -> list[Json]:
 
 def _region_status(drive: Drive, region: Region) -> str:
     """MS-DMRP's REGIONSTATUS, in lower case without prefix."""
+    if region.member is None:
+        return "ok" if drive.online else "failed"
     member: Member = region.lun.members[region.member]
     if not drive.online or member.state is MemberState.FAILED:
         return "failed"

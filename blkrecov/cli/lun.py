@@ -9,6 +9,7 @@ from blkrecov.cli.common import common, opened, options, say, show_json, show_pl
 from blkrecov.errors import InvalidArgument, ObjectNotFound
 from blkrecov.geometry import Request
 from blkrecov.model import Layout, Lun
+from blkrecov.page83.information import to_json
 from blkrecov.units import format_size, parse_size
 from blkrecov.views import Json
 
@@ -72,11 +73,16 @@ def list_() -> None:
 
 @group.command("show")
 @click.argument("name", required=False)
+@click.option("--information", is_flag=True, help="Print its VDS_LUN_INFORMATION, by which resync finds it (JSON).")
 @common
-def show(name: str | None) -> None:
+def show(name: str | None, information: bool) -> None:
     """Show a LUN; the name may be left out where there is only one."""
     with opened() as array:
-        view = array.lun_json(_only(array, name))
+        lun = _only(array, name)
+        if information:
+            click.echo(to_json(array.information(lun)))
+            return
+        view = array.lun_json(lun)
     if options().json:
         show_json(view)
         return

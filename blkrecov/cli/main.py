@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from blkrecov.cli import array, drive, events, lun, operations, page83, task
+from blkrecov.cli import array, drive, events, lun, operations, page83, snapshot, task
 from blkrecov.cli.common import Options, common, tell_error, tell_usage
 from blkrecov.errors import BlkrecovError, Code, resources
 
@@ -28,6 +28,7 @@ def cli() -> None:
 cli.add_command(array.group)
 cli.add_command(drive.group)
 cli.add_command(lun.group)
+cli.add_command(snapshot.group)
 cli.add_command(task.group)
 cli.add_command(page83.group)
 cli.add_command(events.events)

@@ -2,6 +2,8 @@
 
 import logging
 import signal
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 import click
 
@@ -10,6 +12,9 @@ from blkrecov.cli.array import array_view
 from blkrecov.cli.common import common, opened, options, rates, say, show_json
 from blkrecov.cli.task import run
 from blkrecov.model import DriveStatus
+from blkrecov.page83 import information
+from blkrecov.page83.information import LunInformation
+from blkrecov.resync import Options
 
 
 @click.command("recover")
@@ -44,6 +49,62 @@ def scrub(name: str, repair: bool, no_wait: bool, plan: bool) -> None:
     with opened() as array:
         proposal, task = array.propose_scrub(name, repair=repair)
         run(array, proposal, task, plan=plan, no_wait=no_wait)
+
+
+@click.command("resync")
+@click.argument("pairs", metavar="SHADOW[:LUN]...", nargs=-1)
+@click.option("--luns", "file", metavar="FILE", type=click.File("rb"), help="The pairs as JSON of VDS_LUN_INFORMATION.")
+@click.option("--revert-identity", is_flag=True, help="Give targets the original's disk signature, not their own.")
+@click.option(
+    "--undo", is_flag=True, help="Keep what is there until all is copied: a cancelled resync goes back to it."
+)
+@click.option("--verify", is_flag=True, help="Compare what was copied.")
+@click.option("--no-volume-check", is_flag=True, help="Lose volumes of the target that the shadow copy has not.")
+@click.option(
+    "--force", metavar="NAA", multiple=True, help="The full page-83 id of a target that is to be restored anyway."
+)
+@click.option("--no-wait", is_flag=True, help="Print the task and return; the kernel goes on.")
+@click.option("--plan", is_flag=True, help="Show the steps and take none.")
+@common
+def resync(
+    pairs: Sequence[str],
+    file: BinaryIO | None,
+    revert_identity: bool,
+    undo: bool,
+    verify: bool,
+    no_volume_check: bool,
+    force: Sequence[str],
+    no_wait: bool,
+    plan: bool,
+) -> None:
+    """Put shadow copies back onto LUNs: onto their origins, onto other LUNs, or onto new ones. All of them, or none.
+
+    The kernel copies inside the array, and only what differs, as far as that is known. Targets are not ready to this machine
+    meanwhile; shadow copies stay as they are. A target that was not restored whole stays not ready until a resync succeeds.
+    """
+    from blkrecov.session import RestoreSession
+
+    forced = frozenset(text.lower().removeprefix("0x").removeprefix("naa.") for text in force)
+    wanted = Options(undo=undo, verify=verify, any_volume=no_volume_check, forced=forced)
+    with opened() as array:
+        session = RestoreSession(array)
+        session.begin()
+        for source, target in given(pairs, file):
+            session.add(source, target)
+        proposal, task = session.propose(wanted, revert_identity=revert_identity)
+        run(array, proposal, task, plan=plan, no_wait=no_wait, start=session.start)
+
+
+def given(
+    pairs: Sequence[str], file: BinaryIO | None
+) -> Iterator[tuple[str | LunInformation, str | LunInformation | None]]:
+    """The pairs that a command names, and those in a file: {"sources": [...], "targets": [...]}."""
+    for pair in pairs:
+        source, _, target = pair.partition(":")
+        yield source, target or None
+    if file is not None:
+        several = information.pairs_from_json(file.read())
+        yield from zip(several.sources, several.targets, strict=True)
 
 
 @click.command("monitor")
@@ -118,4 +179,4 @@ def status(context: click.Context) -> None:
     context.exit(0 if well else 1)
 
 
-COMMANDS = (recover, scrub, status, monitor, reenumerate, refresh)
+COMMANDS = (recover, scrub, resync, status, monitor, reenumerate, refresh)

@@ -130,13 +130,21 @@ def rate(number: int, rate_min: int | None, rate_max: int | None) -> None:
         tell(array.set_rates(number, rate_min, rate_max))
 
 
-def run(array: Array, proposal: Proposal, task: Task, *, plan: bool, no_wait: bool) -> None:
-    """Start a task and wait for it, as the command's options say."""
+def run(
+    array: Array,
+    proposal: Proposal,
+    task: Task,
+    *,
+    plan: bool,
+    no_wait: bool,
+    start: Callable[[Proposal, Task], Task] | None = None,
+) -> None:
+    """Start a task and wait for it, as the command's options say. `start` is Array.start, if nothing else is given."""
     if plan:
         show_plan(array.plan(proposal))
         return
     say(proposal.why)
-    started = array.start(proposal, task)
+    started = (start or array.start)(proposal, task)
     tell(started if no_wait else follow(array, started.id))
 
 

@@ -5,7 +5,9 @@ a hyphen, so a name splits in one way only: of an odd run of hyphens the last on
 
     blkrecov-<array>-<lun>               what the host uses
     blkrecov-<array>-<lun>-<layer>       the layers below it: plex, rmeta_N, rimage_N, and below a leg that is being copied to
-                                         another drive rimage_N_from, rimage_N_to, rimage_N_log_K, rmeta_N_from, rmeta_N_to
+                                         another drive rimage_N_from, rimage_N_to, rimage_N_log_K, rmeta_N_from, rmeta_N_to;
+                                         above a plex with shadow copies origin, above one that is a store shadow; copy and
+                                         copy_log_K while a LUN is restored, compare, compare_from and compare_to afterwards
     blkrecov-<array>-drive-<drive>       the drive port
 
 "drive" is therefore no name for a LUN. Names of arrays and the rest are limited so that every name fits device-mapper's 127
@@ -33,6 +35,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 _JOINT: Final = re.compile(r"(?<!-)((?:--)*)-(?!-)")
 _ROLE: Final = re.compile(r"[a-z0-9_]{1,64}")
 _SIDE: Final = re.compile(r"(rmeta|rimage)_(from|to|log_[0-9]+)")
+_COPY: Final = re.compile(r"copy|compare|copy_log_[0-9]+|compare_(from|to)")
 _UUID: Final = re.compile(r"BLKRECOV-([0-9a-f]{32})-([a-z0-9_]+)")
 
 
@@ -103,6 +106,11 @@ def plex_name(array: str, lun: str) -> str:
     return _layer_name(array, lun, _PLEX)
 
 
+def layer_name(array: str, lun: str, role: str) -> str:
+    """A layer of which a LUN has one: "origin", "shadow", "copy", ..."""
+    return _layer_name(array, lun, role)
+
+
 def meta_name(array: str, lun: str, index: int) -> str:
     """Superblock and bitmap of leg `index`."""
     return _layer_name(array, lun, f"rmeta_{index}")
@@ -116,13 +124,18 @@ def data_name(array: str, lun: str, index: int) -> str:
 def side_name(array: str, lun: str, index: int, role: str) -> str:
     """What is below leg `index` while it is copied. The role says which: "rimage_from", "rimage_to", "rimage_log_0", ..."""
     leg, _, side = role.partition("_")
-    assert is_side(role), f"{role!r} is not a side of a copy"
+    assert _SIDE.fullmatch(role), f"{role!r} is not a side of a copy"
     return _layer_name(array, lun, f"{leg}_{index}_{side}")
 
 
 def is_side(role: str) -> bool:
-    """Whether a device of this role is below a leg: a side of a copy, or its log."""
-    return _SIDE.fullmatch(role) is not None
+    """Whether a device of this role is below a leg or a copy: a side, or a log."""
+    return _SIDE.fullmatch(role) is not None or (is_copy(role) and "_" in role)
+
+
+def is_copy(role: str) -> bool:
+    """Whether a device of this role restores a LUN, or compares what was restored; or is below one that does."""
+    return _COPY.fullmatch(role) is not None
 
 
 def drive_name(array: str, drive: str) -> str:

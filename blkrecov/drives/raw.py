@@ -18,7 +18,11 @@ from blkrecov.errors import pass_on_exhaustion
 
 T = TypeVar("T")
 
-_BLKZEROOUT: Final = 0x127F  # linux/fs.h, _IO(0x12, 127)
+# linux/fs.h, _IO(0x12, ...)
+_BLKRRPART: Final = 0x125F
+_BLKFLSBUF: Final = 0x1261
+_BLKDISCARD: Final = 0x1277
+_BLKZEROOUT: Final = 0x127F
 
 
 def read(node: str, offset: int, length: int, counter: IoCounter) -> bytes:
@@ -58,6 +62,33 @@ def zero(node: str, offset: int, length: int) -> None:
     with _opened(node, os.O_WRONLY) as descriptor:
         _checked("zero", node, lambda: fcntl.ioctl(descriptor, _BLKZEROOUT, struct.pack("=QQ", offset, length)))
         _checked("flush", node, lambda: os.fdatasync(descriptor))
+
+
+def discard(node: str, offset: int, length: int) -> None:
+    """Give a range's space back to what is below; a loop device punches a hole, which reads as zeros.
+
+    Raises: DriveIoError, where nothing below can do that too.
+    """
+    with _opened(node, os.O_WRONLY) as descriptor:
+        _checked("discard", node, lambda: fcntl.ioctl(descriptor, _BLKDISCARD, struct.pack("=QQ", offset, length)))
+        _checked("flush", node, lambda: os.fdatasync(descriptor))
+
+
+def forget(node: str) -> None:
+    """Drop what the page cache holds of a device: it was changed underneath. Raises: DriveIoError."""
+    with _opened(node, os.O_RDONLY) as descriptor:
+        _checked("drop the cache of", node, lambda: fcntl.ioctl(descriptor, _BLKFLSBUF))
+
+
+def reread_partitions(node: str) -> None:
+    """Have the kernel look for partitions anew. A disk one of whose partitions is in use keeps those it has."""
+    with _opened(node, os.O_RDONLY) as descriptor:
+        try:
+            fcntl.ioctl(descriptor, _BLKRRPART)
+        except OSError as error:
+            # EINVAL: a device without partitions, as device-mapper's are.
+            if error.errno not in (errno.EBUSY, errno.EINVAL):
+                raise DriveIoError("read the partitions of", node, error.errno or errno.EIO) from error
 
 
 def flush(node: str) -> None:

@@ -93,8 +93,12 @@ class Exporter:
     def __init__(self, timeout_s: float = 30.0) -> None:
         self._timeout_s = timeout_s
 
-    def export(self, name: str, device_node: str, serial: str) -> Export:
+    def export(
+        self, name: str, device_node: str, serial: str, *, read_only: bool = False, ready: bool = True
+    ) -> Export:
         """The LUN as a SCSI disk. If it is one already, with this name, serial and device, that one.
+
+        A disk that is not `ready` has an identity and no size: it answers NOT READY until set_ready() and a rescan().
 
         Raises: InvalidArgument for a name or serial that LIO could not carry; PathNotFound; NotSupported, naming a module that
                 is missing; DeviceInUse where the device is claimed; ObjectExists where the name is another LUN's export;
@@ -118,7 +122,7 @@ class Exporter:
             others.append(known)
         self._refuse_taken(name, serial, others)
         self._clear_remains(name, serial)
-        return self._make(name, device_node, device, serial)
+        return self._make(name, device_node, device, serial, read_only=read_only, ready=ready)
 
     def unexport(self, name_or_serial: str) -> None:
         """Takes the SCSI disk, its target and its backstore away; also what a crash left of them. The device itself stays.
@@ -169,11 +173,11 @@ class Exporter:
         """
         state = AccessState.ACTIVE if ready else AccessState.UNAVAILABLE
         with _lio(f"set {export.name} {state.name.lower()}"):
-            _port_group(export).alua_access_state = int(state)
+            _port_group(export.backstore).alua_access_state = int(state)
 
     def is_ready(self, export: Export) -> bool:
         with _lio(f"tell the state of {export.name}"):
-            return bool(_port_group(export).alua_access_state == AccessState.ACTIVE)
+            return bool(_port_group(export.backstore).alua_access_state == AccessState.ACTIVE)
 
     def _prepare(self) -> None:
         """Modules, configfs and the fabric's directory, as far as they are missing.
@@ -205,12 +209,15 @@ class Exporter:
             if name == _name_of(backstore) or serial == _serial_of(backstore):
                 _clear(backstore)
 
-    def _make(self, name: str, device_node: str, device: int, serial: str) -> Export:
+    def _make(self, name: str, device_node: str, device: int, serial: str, *, read_only: bool, ready: bool) -> Export:
         target_wwn = target_wwn_of(serial)
         with udev.watch() as queue, ExitStack() as undo:
             backstore = _make_backstore_directory(PREFIX + name)
             undo.callback(_remove_backstore, backstore)
-            _configure(backstore, device_node, name, serial)
+            _configure(backstore, device_node, name, serial, read_only=read_only)
+            if not ready:
+                with _lio(f"set {name} not ready"):
+                    _port_group(backstore).alua_access_state = int(AccessState.UNAVAILABLE)
             with _lio(f"make the target {target_wwn}"):
                 target = _rtslib().Target(_rtslib().FabricModule("loopback"), target_wwn, "create")
             undo.callback(_remove_target, target_wwn)
@@ -358,8 +365,8 @@ def _storage_object(backstore: Path) -> Any:
     return _rtslib().BlockStorageObject(backstore.name, index=int(backstore.parent.name.removeprefix("iblock_")))
 
 
-def _port_group(export: Export) -> Any:
-    return _rtslib().ALUATargetPortGroup(_storage_object(export.backstore), "default_tg_pt_gp")
+def _port_group(backstore: Path) -> Any:
+    return _rtslib().ALUATargetPortGroup(_storage_object(backstore), "default_tg_pt_gp")
 
 
 def _make_backstore_directory(name: str) -> Path:
@@ -382,13 +389,16 @@ def _make_backstore_directory(name: str) -> Path:
             return adapter / name
 
 
-def _configure(backstore: Path, device_node: str, name: str, serial: str) -> None:
+def _configure(backstore: Path, device_node: str, name: str, serial: str, *, read_only: bool) -> None:
     """Binds the device and writes the identity. The kernel refuses an identity's change once a LUN is linked.
+
+    Without the word `readonly` iblock opens for writing: a read-only device is refused, and one that becomes read-only later is
+    written to all the same. With it the disk says that it is write-protected.
 
     Kernel: drivers/target/target_core_configfs.c, target_wwn_*_store(); target_core_iblock.c, iblock_configure_device().
     """
     try:
-        _write(backstore / "control", f"udev_path={device_node}")
+        _write(backstore / "control", f"udev_path={device_node}" + (",readonly=1" if read_only else ""))
         _write(backstore / "enable", "1")
         _write(backstore / "udev_path", device_node)
     except OSError as error:

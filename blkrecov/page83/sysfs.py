@@ -120,6 +120,16 @@ def size(disk: str) -> Sectors:
     return Sectors(int(text))
 
 
+def partitions(disk: str) -> dict[str, tuple[Sectors, Sectors]]:
+    """The partitions that the kernel has found on a disk: (first sector, length) by name."""
+    found = {}
+    for file in sorted((_BLOCK / Path(disk).name).glob("*/partition")):
+        start, length = _text(file.parent / "start"), _text(file.parent / "size")
+        if start is not None and length is not None:
+            found[file.parent.name] = (Sectors(int(start)), Sectors(int(length)))
+    return found
+
+
 def disk_sequence(disk: str) -> str | None:
     """The number that no other disk since boot has had, whatever its name. Linux kernels before 5.15 give none."""
     return _text(_BLOCK / Path(disk).name / "diskseq")

@@ -27,19 +27,20 @@ class Layer(IntEnum):
 
 _PURE = """
     units errors model geometry governor stack steps observed converge proposal provision recover replace scrub tasks views
-    condition flapping progress schedule turns
-    dm.table dm.status dm.names dm.abi dm.superblock drives.label page83.designator page83.identity
+    condition flapping progress schedule turns shadows resync changes signature
+    dm.table dm.status dm.names dm.abi dm.superblock dm.cow dm.mirror_log drives.label page83.designator page83.identity
+    page83.information
 """
 _ACTS = """
-    actor bell catalog events holders observer pressure settings journal
+    actor bell catalog events freeze holders observer pressure settings journal surroundings
     dm.control dm.events dm.kmsg dm.speed dm.sync dm.counters drives.loop drives.probe drives.raw drives.scan drives.store
-    page83.export page83.sysfs page83.udev
+    drives.holes page83.export page83.sysfs page83.udev page83.lun_information
 """
 # A new module has to be put in its place here. `cli.` is one place for all of its files.
 PLACES = {
     **dict.fromkeys(_PURE.split(), Layer.PURE),
     **dict.fromkeys(_ACTS.split(), Layer.ACTS),
-    **dict.fromkeys(("engine", "array", "monitor"), Layer.ENGINE),
+    **dict.fromkeys(("engine", "restoring", "array", "monitor", "session"), Layer.ENGINE),
     "bus": Layer.BUS,
     "daemon": Layer.DAEMON,
 }

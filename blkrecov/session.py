@@ -1,0 +1,220 @@
+"""The restore session: what comes before ResyncLuns, and the call itself (IVssBackupComponents, windows-semantics 5.3).
+
+    begin()           InitializeForRestore
+    add()             AddSnapshotToRecoverySet: a pair, by name or by VDS_LUN_INFORMATION
+    propose()         what RecoverSet would do; nothing is done
+    resync()          RecoverSet, which calls ResyncLuns
+    status(), wait(), cancel()    IVssAsync
+
+A session belongs to the process that opened it, and ends with it; the resynchronisation goes on without. Only codes that a
+shadow copy provider may return leave here, and each VSS_E_PROVIDER_VETO has its event before it does.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from uuid import UUID
+
+from blkrecov import resync, surroundings, tasks
+from blkrecov.array import Array, Progress
+from blkrecov.engine import fresh_ids
+from blkrecov.errors import (
+    AccessDenied,
+    BadState,
+    BlkrecovError,
+    Code,
+    Family,
+    IdentityMismatch,
+    InsufficientStorage,
+    InvalidArgument,
+    NotEnoughDrives,
+    NotEnoughSpace,
+    ObjectDeleted,
+    ObjectNotFound,
+    OutOfResources,
+    ProviderVeto,
+    ShadowNotFound,
+    VolumeNotSupported,
+    resources,
+)
+from blkrecov.events import EventKind
+from blkrecov.model import Lun, Task
+from blkrecov.page83 import information, lun_information
+from blkrecov.page83.information import LunInformation, NotEligible
+from blkrecov.proposal import Proposal
+from blkrecov.resync import Options, Wish
+
+
+class RestoreSession:
+    """One restore of an open array."""
+
+    def __init__(self, array: Array) -> None:
+        self._array = array
+        self._begun = False
+        self._wishes: list[Wish] = []
+        self._task: int | None = None
+
+    def begin(self) -> None:
+        """Raises: BadState in the initramfs, in rescue or emergency mode, and for a session that has begun."""
+        if self._begun:
+            raise BadState("the restore session has begun already", remedy="open another session for another restore")
+        surroundings.refuse_unless_normal()
+        self._begun = True
+
+    def add(self, source: str | LunInformation, target: str | LunInformation | None = None) -> None:
+        """A shadow copy, and the LUN that it is put on: its origin, if none is named; a new one, for a name that no LUN has.
+
+        Raises: BadState before begin(); ShadowNotFound, InvalidArgument, VolumeNotSupported.
+        """
+        self._refuse_unbegun()
+        with self._as_provider():
+            found = self._found(source)
+            self._wishes.append(self._wish(found, target))
+
+    def resync_luns(self, sources: Sequence[LunInformation], targets: Sequence[LunInformation]) -> Task:
+        """IVssHardwareSnapshotProviderEx::ResyncLuns: element i of the one goes onto element i of the other.
+
+        Raises: InvalidArgument for arrays of different lengths; what add() and resync() do.
+        """
+        if len(sources) != len(targets):
+            raise InvalidArgument(
+                f"{len(sources)} sources and {len(targets)} targets are no pairs",
+                remedy="give as many of the one as of the other",
+            )
+        for source, target in zip(sources, targets, strict=True):
+            self.add(source, target)
+        return self.resync()
+
+    def propose(self, options: Options | None = None, *, revert_identity: bool = False) -> tuple[Proposal, Task]:
+        """What would be done, after all that can be checked before the first write was.
+
+        Raises: InvalidArgument, BadState, ShadowNotFound, VolumeNotSupported, InsufficientStorage, CannotRevertDiskId,
+                ProviderVeto; OutOfResources.
+        """
+        self._refuse_unbegun()
+        options = options or Options()
+        with self._as_provider():
+            return self._proposed(options, revert=revert_identity)
+
+    def resync(self, options: Options | None = None, *, revert_identity: bool = False) -> Task:
+        """Begin. Raises: what propose() does."""
+        proposal, task = self.propose(options, revert_identity=revert_identity)
+        return self.start(proposal, task)
+
+    def start(self, proposal: Proposal, task: Task) -> Task:
+        """Begin what was proposed just now. Raises: ProviderVeto, OutOfResources."""
+        with self._as_provider():
+            task = self._array.start(proposal, task)
+        self._task = task.id
+        return task
+
+    def status(self) -> Code:
+        """IVssAsync::QueryStatus. Raises: BadState before resync()."""
+        return tasks.vss_status(self._array.document.task(self._number()))
+
+    def wait(self, *, on_progress: Callable[[Progress], None] | None = None, timeout_s: float | None = None) -> Task:
+        """IVssAsync::Wait. What came of it status() says. Raises: BadState; TimedOut."""
+        return self._array.wait(self._number(), on_progress=on_progress, timeout_s=timeout_s)
+
+    def cancel(self) -> Task:
+        """IVssAsync::Cancel. Raises: BadState; RestoreCancelled for one that is that already, CancelTooLate."""
+        return self._array.cancel(self._number())
+
+    def _number(self) -> int:
+        if self._task is None:
+            raise BadState("nothing is being restored in this session", remedy="begin with resync()")
+        return self._task
+
+    def _refuse_unbegun(self) -> None:
+        if not self._begun:
+            raise BadState("the restore session has not begun", remedy="call begin() first")
+
+    # Who is meant.
+
+    def _found(self, wanted: str | LunInformation) -> Lun:
+        if isinstance(wanted, LunInformation):
+            return self._array.document.lun_of(information.find(wanted, self._known()))
+        return self._array.document.lun(wanted)
+
+    def _known(self) -> dict[UUID, LunInformation]:
+        """What of the array can be found by identity: the LUNs that are SCSI disks."""
+        return {uuid: lun_information.of_disk(disk.disk) for uuid, disk in self._array.observed.exports.items()}
+
+    def _wish(self, source: Lun, target: str | LunInformation | None) -> Wish:
+        if target is None:
+            if source.shadow is None:
+                raise VolumeNotSupported(f"LUN {source.name!r} is no shadow copy, and has no origin")
+            target = str(source.shadow.origin)
+        if isinstance(target, LunInformation):
+            lun = self._found(target)
+            return Wish(source, lun, lun.name)
+        try:
+            lun = self._array.document.lun(target)
+        except ObjectDeleted:
+            if _is_uuid(target):
+                raise  # The origin is gone.
+            return Wish(source, None, target)
+        except ObjectNotFound:
+            return Wish(source, None, target)
+        return Wish(source, lun, lun.name)
+
+    # The checks, in the order of their codes.
+
+    def _proposed(self, options: Options, *, revert: bool) -> tuple[Proposal, Task]:
+        array, wishes = self._array, self._wishes
+        resync.refuse_arguments(wishes)
+        with resources():
+            array.refuse_mistaken()
+            surroundings.refuse_unless_normal()
+            resync.refuse_unsuitable(array.document, wishes)
+            for wish in wishes:
+                for lun in (wish.source, wish.target):
+                    if lun is not None:
+                        array.verify(lun)
+            resync.refuse_another(array.document)
+            facts = [array.facts(wish, revert=revert) for wish in wishes]
+            made = resync.propose(array.document, wishes, facts, options, fresh_ids(), array.blanking)
+            resync.refuse_dangerous(array.document, array.observed, wishes, facts, options)
+        return made
+
+    @contextmanager
+    def _as_provider(self) -> Iterator[None]:
+        """Whatever went wrong in the words of a provider; a veto has an event first."""
+        try:
+            yield
+        except BlkrecovError as error:
+            answer = in_provider_words(error)
+            if isinstance(answer, ProviderVeto):
+                self._array.events.tell(
+                    EventKind.RESYNC_VETOED,
+                    f"a resync was refused: {answer.message}",
+                    array=self._array.document.name,
+                    remedy=answer.remedy,
+                )
+            if answer is error:
+                raise
+            raise answer from error
+
+
+def in_provider_words(error: BlkrecovError) -> BlkrecovError:
+    """An error as a shadow copy provider may return it: others VSS would make VSS_E_UNEXPECTED_PROVIDER_ERROR of."""
+    if isinstance(error, NotEligible):
+        return VolumeNotSupported(error.message, remedy=error.remedy)
+    if error.code.family is Family.VSS or isinstance(error, InvalidArgument | AccessDenied | OutOfResources):
+        return error
+    kind: type[BlkrecovError] = ProviderVeto
+    for theirs, ours in (
+        ((ObjectNotFound, ObjectDeleted), ShadowNotFound),
+        ((IdentityMismatch,), VolumeNotSupported),
+        ((NotEnoughSpace, NotEnoughDrives), InsufficientStorage),
+    ):
+        if isinstance(error, theirs):
+            kind = ours
+    return kind(error.message, remedy=error.remedy)
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True
