@@ -11,19 +11,17 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from blkrecov import catalog, flapping, pressure, recover, replace, resync, schedule, scrub, shadows, tasks, turns
+from blkrecov import flapping, pressure, recover, replace, schedule, scrub, shadows, tasks, turns
 from blkrecov.catalog import Discovered
 from blkrecov.converge import Group, converge, converge_ports, take_note
 from blkrecov.dm import counters, names
 from blkrecov.dm.events import EventWatcher
 from blkrecov.dm.speed import SpeedLimits
 from blkrecov.dm.status import LegHealth, RaidStatus, SnapshotUsage, SyncAction
-from blkrecov.drives.store import DriveIoError
 from blkrecov.engine import Lock, fresh_ids
 from blkrecov.errors import (
     BlkrecovError,
@@ -32,12 +30,9 @@ from blkrecov.errors import (
     NotEnoughSpace,
     ObjectFailed,
     ProviderFailure,
-    ProviderVeto,
-    RestoreCancelled,
     TimedOut,
     resources,
 )
-from blkrecov.events import EventKind, EventLog
 from blkrecov.governor import MD_MINIMUM, Governor
 from blkrecov.model import (
     Document,
@@ -54,6 +49,7 @@ from blkrecov.progress import Meter
 from blkrecov.proposal import Proposal, plex_message
 from blkrecov.restoring import Restoring
 from blkrecov.resync import COPIES
+from blkrecov.running import Progress
 from blkrecov.settings import Settings
 from blkrecov.shadows import FULL_PERCENT, ShadowRequest
 from blkrecov.units import GIB, Bytes, Sectors, format_size, in_bytes, sectors
@@ -71,26 +67,6 @@ VERIFIED: Final = Bytes(GIB)
 # What each phase asks of the plex; the kernel goes about a rebuild by itself.
 _WORDS: Final = {Phase.REPAIR: "repair", Phase.CHECK: "check", Phase.VERIFY: "check"}
 _CHECKS: Final = (Phase.CHECK, Phase.VERIFY)
-# Logs that a restore begins before it is believed that there is no drive which would keep one.
-MOST_LOGS: Final = 3
-_NOUNS: Final = {
-    TaskKind.RECOVER: "recovery",
-    TaskKind.SCRUB: "scrub",
-    TaskKind.REPLACE: "replacement",
-    TaskKind.SNAPSHOT: "snapshot",
-    TaskKind.RESYNC: "resync",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a task is, at one moment. `done` and `total` are of the present phase."""
-
-    task: Task
-    phase: Phase | None
-    fraction: float
-    done: Bytes
-    total: Bytes
 
 
 class Array(Restoring):
@@ -98,12 +74,9 @@ class Array(Restoring):
 
     def __init__(self, settings: Settings, found: Discovered, lock: Lock, resources: ExitStack) -> None:
         super().__init__(settings, found, lock, resources)
-        self.events: Final = EventLog(self._settings.state)
         self._meters: dict[tuple[int, int], Meter] = {}
-        self._accounted_for = 0
         self._impossible: dict[UUID, str] = {}
         self._scrub_tried: dict[UUID, float] = {}
-        self._logs_lost: dict[int, int] = {}
         self._filling: set[UUID] = set()
         self._speed = SpeedLimits()
         self._governor = Governor()
@@ -227,11 +200,6 @@ class Array(Restoring):
                 self._begun(task.id)
         return self.document.task(task.id)
 
-    def _begun(self, number: int) -> None:
-        """Write down that the kernel was asked for a task's present phase. Asked twice is harmless, never asked is not."""
-        task = msgspec.structs.replace(self.document.task(number), boot=catalog.boot_id())
-        self.store(self._accounted(self.document, task))
-
     def progress(self, number: int) -> Progress:
         """How far a task is, from the kernel's own counters. Reads no drive and writes nothing."""
         task = self.document.task(number)
@@ -351,18 +319,6 @@ class Array(Restoring):
             return task
         return self._told(progress)
 
-    def _told(self, progress: Progress) -> Task:
-        """A quarter that has passed is told, and written down: so the percentage does not fall when another process, or the
-        next boot, goes on with the task.
-        """
-        task = progress.task
-        if tasks.quarter(task) > self.document.task(task.id).percent:
-            self.store(self._accounted(self.document, task))
-            self._tell(
-                "progress", f"{task.kind.value} of LUN {task.objects[0]} is at {tasks.quarter(task)} %", task=task
-            )
-        return self.document.task(task.id)
-
     def _stop_check(self, lun: Lun) -> None:
         # "idle" stops a check; from Linux 6.9 on it does so and answers EINVAL (drivers/md/dm-raid.c, raid_message()).
         with suppress(BlkrecovError):
@@ -445,183 +401,6 @@ class Array(Restoring):
         message = f"drive {name} could not be read as a whole: LUN {lun.name} is regenerated from its other members"
         self._tell("member_failed", message, lun=lun.name, drive=name)
         return self._substitute_more(self.document.task(task.id), lun)
-
-    # Restores, and plexes being filled.
-
-    def _restore_started(self, task: Task) -> Task:
-        self._tell("started", f"{task.kind.value} of {' '.join(task.objects)} has begun", task=task)
-        return self.advance(task.id)
-
-    def _step_restore(self, task: Task) -> Task:
-        """Shadow copies are put on LUNs: all of them end, or none does."""
-        error = resync.trouble(self.document, self.observed, task)
-        if error is not None:
-            return self._turn_back(task, error)
-        if task.paused:
-            return task
-        targets = resync.targets(self.document, task)
-        if tasks.phase(task) is Phase.COMPARE:
-            return self._step_compare(task, targets)
-        unseeded = tuple(target for target in targets if not target.restore or not target.restore.length)
-        if unseeded:
-            return self._seed(task, unseeded)
-        copies = {target.uuid: resync.copied(self.observed, target) for target in targets}
-        logless = tuple(target for target in targets if copies[target.uuid].log_failed)
-        if logless:
-            return self._seed_anew(task, logless)
-        if all(copy.complete for copy in copies.values()):
-            return self._copied(task, targets)
-        stuck = next((self.trouble[target.uuid] for target in targets if target.uuid in self.trouble), None)
-        if stuck is not None:
-            return self._turn_back(task, ProviderVeto(stuck.message, remedy=stuck.remedy))
-        return self._told(self.progress(task.id))
-
-    def _seed(self, task: Task, targets: Sequence[Lun]) -> Task:
-        """The targets are quiet: write down what differs, and let the kernel copy it."""
-        document = self.document
-        for target in targets:
-            try:
-                document = document.with_lun(self.seeded(target))
-            except DriveIoError:
-                return self._seed_anew(task, (target,))
-            except BlkrecovError as error:
-                return self._turn_back(task, ProviderVeto(error.message, remedy=error.remedy))
-        self.store(self._accounted(document, task))
-        for target in targets:
-            self.trouble.pop(target.uuid, None)
-        self._run(converge(self.document, self.observe()), wanted=frozenset())
-        return self.document.task(task.id)
-
-    def _seed_anew(self, task: Task, targets: Sequence[Lun]) -> Task:
-        """A copy's log cannot be written: begin with one on another drive. What is copied already is equal, and harmless."""
-        self._logs_lost[task.id] = self._logs_lost.get(task.id, 0) + 1
-        try:
-            if self._logs_lost[task.id] > MOST_LOGS:
-                raise NotEnoughSpace("no drive keeps the log of the copy")
-            document = self.document
-            for target in targets:
-                document = resync.restarted(document, target, fresh_ids())
-        except NotEnoughSpace as error:
-            return self._turn_back(task, ProviderVeto(error.message, remedy=error.remedy))
-        self.store(self._accounted(document, task))
-        self._run(converge(self.document, self.observe()), wanted=frozenset())
-        return self.document.task(task.id)
-
-    def _copied(self, task: Task, targets: Sequence[Lun]) -> Task:
-        try:
-            self._act_on(resync.flushes(self.document, self.observed, task))
-        except BlkrecovError as error:
-            return self._turn_back(task, ProviderVeto(error.message, remedy=error.remedy))
-        moved = sum(target.restore.todo for target in targets if target.restore)
-        last = tasks.phase(task) is Phase.UNDO or task.done + 1 == len(task.phases)
-        task = msgspec.structs.replace(task, bytes_kernel=task.bytes_kernel + in_bytes(Sectors(moved)))
-        if last:
-            return self._restored(task, targets)
-        task = tasks.next_phase(tasks.progressed(task, 1.0))
-        document = self.document
-        for target in targets:
-            assert target.restore is not None
-            comparing = msgspec.structs.replace(target.restore, comparing=True)
-            document = document.with_lun(msgspec.structs.replace(target, restore=comparing))
-        self.store(self._accounted(document, msgspec.structs.replace(task, boot="")))
-        self._run(converge(self.document, self.observe()), wanted=frozenset())
-        return self.document.task(task.id)
-
-    def _step_compare(self, task: Task, targets: Sequence[Lun]) -> Task:
-        if not self._was_here(task):
-            try:
-                for target in targets:
-                    self.compare(target)
-            except BlkrecovError as refused:
-                return self._turn_back(task, ProviderVeto(refused.message, remedy=refused.remedy))
-            self._begun(task.id)
-            self.observe()
-            return self.document.task(task.id)
-        found = [resync.compared(self.observed, target) for target in targets]
-        if any(each.failed for each in found):
-            error = ProviderVeto(
-                "what was copied could not be compared: a LUN cannot be read in places",
-                remedy="see the kernel's log (journalctl -k); recover the LUNs whose drives have failed, then restore again",
-            )
-            return self._turn_back(task, error)
-        if not all(each.complete for each in found):
-            return self._told(self.progress(task.id))
-        mismatch = sum(each.mismatch for each in found)
-        if mismatch:
-            error = ProviderVeto(
-                f"what was copied differs from its source: {format_size(in_bytes(Sectors(mismatch)))}",
-                remedy="check the drives of both LUNs (blkrecov scrub), then restore again",
-            )
-            return self._turn_back(task, error)
-        regions = sum(-(-target.restore.todo // target.restore.region) for target in targets if target.restore)
-        total = format_size(in_bytes(Sectors(sum(each.total for each in found))))
-        message = f"verified: {regions} regions ({total}) compared, 0 mismatches"
-        return self._restored(msgspec.structs.replace(task, message=message), targets)
-
-    def _restored(self, task: Task, targets: Sequence[Lun]) -> Task:
-        """All is copied. The targets get their signatures, then they are ready, all at once."""
-        back = tasks.phase(task) is Phase.UNDO
-        try:
-            for target in targets:
-                self.sign(target)
-        except BlkrecovError as error:
-            return self._turn_back(task, error)
-        moved = format_size(Bytes(task.bytes_kernel))
-        ended = tasks.gone_back(task) if back else tasks.completed(task, task.message or f"{moved} copied")
-        self.store(self._accounted(resync.finished(self.document, task), ended))
-        self._run(converge(self.document, self.observe()), wanted=frozenset())
-        ended = self.document.task(task.id)
-        about = f"{task.kind.value} of {' '.join(task.objects)}"
-        if back:
-            word = "cancelled" if ended.state is TaskState.CANCELLED else "failed"
-            self._tell(word, f"{about}: {ended.message}", task=ended, remedy=ended.remedy)
-        else:
-            self._tell("done", f"{about} is done: {ended.message}", task=ended)
-        return ended
-
-    def _turn_back(self, task: Task, error: BlkrecovError) -> Task:
-        """A restore cannot end: what was there before is put back, if a shadow copy of it was taken; else the targets say why."""
-        about = f"{task.kind.value} of {' '.join(task.objects)}"
-        with suppress(NotEnoughSpace):
-            undone = resync.undone(self.document, task, error, fresh_ids())
-            if undone is not None:
-                self._tell("undoing", f"{about} goes back: {error.message}", task=task, remedy=error.remedy)
-                self.store(self._accounted(undone, undone.task(task.id)))
-                self._run(converge(self.document, self.observe()), wanted=frozenset())
-                return self.document.task(task.id)
-        cancelled = isinstance(error, RestoreCancelled)
-        ended = tasks.cancelled(task) if cancelled else tasks.failed(task, error)
-        # First the event: who is told the code finds it there.
-        word = "cancelled" if cancelled else "failed"
-        self._tell(word, f"{about}: {error.message}", task=ended, remedy=error.remedy)
-        why = f"the {about} (task {task.id}) did not end: {error.message}"
-        self.store(self._accounted(resync.abandoned(self.document, task, why), ended))
-        self._run(converge(self.document, self.observe()), wanted=frozenset())
-        return self.document.task(task.id)
-
-    def _measured_restore(self, task: Task, phase: Phase) -> tuple[float, Bytes]:
-        done = total = 0
-        for target in resync.targets(self.document, task):
-            each: resync.Copied | resync.Compared
-            each = (resync.compared if phase is Phase.COMPARE else resync.copied)(self.observed, target)
-            done += each.done
-            total += each.total
-        return (done / total if total else 0.0), in_bytes(Sectors(total))
-
-    def _restore_is_ripe(self, task: Task) -> bool:
-        if resync.trouble(self.document, self.observed, task) is not None:
-            return True
-        targets = resync.targets(self.document, task)
-        if tasks.phase(task) is Phase.COMPARE:
-            compared = [resync.compared(self.observed, target) for target in targets]
-            if not self._was_here(task) or all(each.complete or each.failed for each in compared):
-                return True
-        else:
-            copies = [resync.copied(self.observed, target) for target in targets]
-            unseeded = any(target.restore and not target.restore.length for target in targets)
-            if unseeded or all(copy.complete for copy in copies) or any(copy.log_failed for copy in copies):
-                return True
-        return tasks.quarter(self.progress(task.id).task) > task.percent
 
     def _substitute_more(self, task: Task, lun: Lun) -> Task:
         """A member was lost during a task. A recovery gets it a substitute too, where there is one; everything else ends."""
@@ -733,19 +512,6 @@ class Array(Restoring):
         self._tell("resumed", f"{task.kind.value} of LUN {lun.name} goes on", task=task)
         return self.document.task(number)
 
-    def _hold(self, task: Task, *, held: bool) -> Task:
-        """Take a restore's copies away, or make them again: their logs know what is left to do."""
-        document = self.document
-        for target in resync.targets(document, task):
-            assert target.restore is not None
-            restore = msgspec.structs.replace(target.restore, held=held)
-            document = document.with_lun(msgspec.structs.replace(target, restore=restore))
-        self.store(self._accounted(document, task))
-        self._run(converge(self.document, self.observe()), wanted=frozenset())
-        what, word = ("paused", "is paused") if held else ("resumed", "goes on")
-        self._tell(what, f"{task.kind.value} of {' '.join(task.objects)} {word}", task=task)
-        return self.document.task(task.id)
-
     def wait(
         self, number: int, *, on_progress: Callable[[Progress], None] | None = None, timeout_s: float | None = None
     ) -> Task:
@@ -843,16 +609,6 @@ class Array(Restoring):
                     self.observe()
                 self._begun(task.id)
         self.advance(task.id)
-
-    def _was_here(self, task: Task) -> bool:
-        return task.boot == catalog.boot_id()
-
-    def _accounted(self, document: Document, task: Task) -> Document:
-        """The document with a task that knows the bytes which this process has moved since it was last asked."""
-        moved = self.counter.bytes_read + self.counter.bytes_written
-        task = msgspec.structs.replace(task, bytes_process=task.bytes_process + moved - self._accounted_for)
-        self._accounted_for = moved
-        return document.with_task(task)
 
     # How fast.
 
@@ -1022,31 +778,6 @@ class Array(Restoring):
                 log.info("LUN %s is due for a scrub, which has to wait: %s", lun.name, error.message)
             else:
                 return
-
-    def _tell(
-        self,
-        what: str,
-        message: str,
-        *,
-        task: Task | None = None,
-        lun: str | None = None,
-        drive: str | None = None,
-        remedy: str = "",
-    ) -> None:
-        """Tell an event. Of a task `what` is how it fares, and its kind is the rest of the event's name."""
-        if task is not None:
-            lun = next((item.name for item in self.document.luns if item.uuid == task.lun), lun)
-            what = f"{_NOUNS[task.kind]}_{what}"
-        self.events.tell(
-            EventKind(what),
-            message,
-            array=self.document.name,
-            lun=lun,
-            drive=drive,
-            task=task.id if task else None,
-            percent=task.percent if task else None,
-            remedy=remedy,
-        )
 
 
 def _rated(proposal: Proposal, task: Task, minimum: int | None, maximum: int | None) -> tuple[Proposal, Task]:

@@ -51,7 +51,7 @@ from blkrecov.errors import (
 )
 from blkrecov.freeze import Freezer
 from blkrecov.geometry import Request
-from blkrecov.holders import holders
+from blkrecov.holders import claimed, holders
 from blkrecov.model import Document, Drive, DriveStatus, Lun
 from blkrecov.observed import Observed
 from blkrecov.page83 import identity, sysfs, udev
@@ -643,11 +643,26 @@ class Engine:
 
     def holders(self, lun: Lun) -> tuple[str, ...]:
         """Who has the LUN open, seen from outside: not the export that is ours."""
+        shown = self.shown(lun)
+        return holders(shown) if shown else ()
+
+    def shown(self, lun: Lun) -> str | None:
+        """The device that a LUN's users have: its SCSI disk, else its node; None while it is not there."""
         exported = self.observed.exports.get(lun.uuid)
         if exported is not None:
-            return holders(exported.disk)
+            return exported.disk
         live = self.observed.devices.get(names.dm_uuid(lun.uuid, "lun"))
-        return holders(f"/dev/dm-{live.number.partition(':')[2]}") if live else ()
+        return f"/dev/dm-{live.number.partition(':')[2]}" if live else None
+
+    @contextmanager
+    def claimed(self, lun: Lun) -> Iterator[None]:
+        """Keep a LUN from everybody else, as a mount would. Raises: DeviceInUse, naming the holders."""
+        shown = self.shown(lun)
+        if shown is None:
+            yield
+        else:
+            with claimed(shown):
+                yield
 
     def refuse_failed(self, lun: Lun) -> None:
         status, _health = state_of(self.document, self.observed, lun)

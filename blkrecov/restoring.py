@@ -4,37 +4,63 @@ All that is read and written here is metadata: exception tables, logs, partition
 """
 
 import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 from uuid import UUID, uuid4
 
 import msgspec
 
-from blkrecov import changes, resync, stack
+from blkrecov import changes, resync, stack, tasks
+from blkrecov.catalog import Discovered
 from blkrecov.changes import Runs
+from blkrecov.converge import converge
 from blkrecov.dm import cow, mirror_log, names
 from blkrecov.dm.status import SnapshotUsage
 from blkrecov.drives import holes, raw
-from blkrecov.engine import Engine
-from blkrecov.errors import BlkrecovError, CannotRevertDiskId, ProviderFailure, VolumeNotSupported
-from blkrecov.model import Lun, MemberState
+from blkrecov.drives.store import DriveIoError
+from blkrecov.engine import Lock, fresh_ids
+from blkrecov.errors import (
+    BlkrecovError,
+    CannotRevertDiskId,
+    NotEnoughSpace,
+    ProviderFailure,
+    ProviderVeto,
+    RestoreCancelled,
+    VolumeNotSupported,
+)
+from blkrecov.model import Lun, MemberState, Phase, Task, TaskState
 from blkrecov.page83 import lun_information, sysfs
 from blkrecov.page83.information import NO_SIGNATURE, LunInformation
 from blkrecov.resync import Facts, Wish
+from blkrecov.running import Running
+from blkrecov.settings import Settings
 from blkrecov.signature import Read, Signature, fresh, read_signature, rewritten
 from blkrecov.steps import CreateDevice, Message
-from blkrecov.units import KIB, Bytes, Sectors, in_bytes
+from blkrecov.units import KIB, Bytes, Sectors, format_size, in_bytes
 
 # As long as Windows tries to get hold of a target (windows-semantics 5.7).
 HOLD_PATIENCE_S: Final = 5.0
 _HOLD_PAUSE_S: Final = 0.25
 _PAGE: Final = 4 * KIB
+# Logs that a restore begins before it is believed that there is no drive which would keep one.
+MOST_LOGS: Final = 3
 # Runs that a comparison is made of: each is a target of a table, twice.
 MANY_SEGMENTS: Final = 2048
 
 
-class Restoring(Engine):
+class Restoring(Running):
     """An open array that can say what a restore would do, and do what the kernel cannot."""
+
+    def __init__(self, settings: Settings, found: Discovered, lock: Lock, owned: ExitStack) -> None:
+        super().__init__(settings, found, lock, owned)
+        self._logs_lost: dict[int, int] = {}
+
+    @abstractmethod
+    def advance(self, number: int) -> Task:
+        """Look at a task's work in the kernel, and do what is due."""
 
     def facts(self, wish: Wish, *, revert: bool) -> Facts:
         """What is to be known of a pair before anything is done for it.
@@ -263,3 +289,193 @@ class Restoring(Engine):
                 f"LUN {lun.name!r} was restored, and cannot be given the signature {restore.signature}: {error.message}",
                 remedy="restore it with --revert-identity, or onto another LUN",
             ) from error
+
+    # The task, step by step.
+
+    def _restore_started(self, task: Task) -> Task:
+        self._tell("started", f"{task.kind.value} of {' '.join(task.objects)} has begun", task=task)
+        return self.advance(task.id)
+
+    def _step_restore(self, task: Task) -> Task:
+        """Shadow copies are put on LUNs: all of them end, or none does."""
+        error = resync.trouble(self.document, self.observed, task)
+        if error is not None:
+            return self._turn_back(task, error)
+        if task.paused:
+            return task
+        targets = resync.targets(self.document, task)
+        if tasks.phase(task) is Phase.COMPARE:
+            return self._step_compare(task, targets)
+        unseeded = tuple(target for target in targets if not target.restore or not target.restore.length)
+        if unseeded:
+            return self._seed(task, unseeded)
+        copies = {target.uuid: resync.copied(self.observed, target) for target in targets}
+        logless = tuple(target for target in targets if copies[target.uuid].log_failed)
+        if logless:
+            return self._seed_anew(task, logless)
+        if all(copy.complete for copy in copies.values()):
+            return self._copied(task, targets)
+        stuck = next((self.trouble[target.uuid] for target in targets if target.uuid in self.trouble), None)
+        if stuck is not None:
+            return self._turn_back(task, ProviderVeto(stuck.message, remedy=stuck.remedy))
+        return self._told(self.progress(task.id))
+
+    def _seed(self, task: Task, targets: Sequence[Lun]) -> Task:
+        """The targets are quiet: write down what differs, and let the kernel copy it."""
+        document = self.document
+        for target in targets:
+            try:
+                document = document.with_lun(self.seeded(target))
+            except DriveIoError:
+                return self._seed_anew(task, (target,))
+            except BlkrecovError as error:
+                return self._turn_back(task, ProviderVeto(error.message, remedy=error.remedy))
+        self.store(self._accounted(document, task))
+        for target in targets:
+            self.trouble.pop(target.uuid, None)
+        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        return self.document.task(task.id)
+
+    def _seed_anew(self, task: Task, targets: Sequence[Lun]) -> Task:
+        """A copy's log cannot be written: begin with one on another drive. What is copied already is equal, and harmless."""
+        self._logs_lost[task.id] = self._logs_lost.get(task.id, 0) + 1
+        try:
+            if self._logs_lost[task.id] > MOST_LOGS:
+                raise NotEnoughSpace("no drive keeps the log of the copy")
+            document = self.document
+            for target in targets:
+                document = resync.restarted(document, target, fresh_ids())
+        except NotEnoughSpace as error:
+            return self._turn_back(task, ProviderVeto(error.message, remedy=error.remedy))
+        self.store(self._accounted(document, task))
+        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        return self.document.task(task.id)
+
+    def _copied(self, task: Task, targets: Sequence[Lun]) -> Task:
+        try:
+            self._act_on(resync.flushes(self.document, self.observed, task))
+        except BlkrecovError as error:
+            return self._turn_back(task, ProviderVeto(error.message, remedy=error.remedy))
+        moved = sum(target.restore.todo for target in targets if target.restore)
+        last = tasks.phase(task) is Phase.UNDO or task.done + 1 == len(task.phases)
+        task = msgspec.structs.replace(task, bytes_kernel=task.bytes_kernel + in_bytes(Sectors(moved)))
+        if last:
+            return self._restored(task, targets)
+        task = tasks.next_phase(tasks.progressed(task, 1.0))
+        document = self.document
+        for target in targets:
+            assert target.restore is not None
+            comparing = msgspec.structs.replace(target.restore, comparing=True)
+            document = document.with_lun(msgspec.structs.replace(target, restore=comparing))
+        self.store(self._accounted(document, msgspec.structs.replace(task, boot="")))
+        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        return self.document.task(task.id)
+
+    def _step_compare(self, task: Task, targets: Sequence[Lun]) -> Task:
+        if not self._was_here(task):
+            try:
+                for target in targets:
+                    self.compare(target)
+            except BlkrecovError as refused:
+                return self._turn_back(task, ProviderVeto(refused.message, remedy=refused.remedy))
+            self._begun(task.id)
+            self.observe()
+            return self.document.task(task.id)
+        found = [resync.compared(self.observed, target) for target in targets]
+        if any(each.failed for each in found):
+            error = ProviderVeto(
+                "what was copied could not be compared: a LUN cannot be read in places",
+                remedy="see the kernel's log (journalctl -k); recover the LUNs whose drives have failed, then restore again",
+            )
+            return self._turn_back(task, error)
+        if not all(each.complete for each in found):
+            return self._told(self.progress(task.id))
+        mismatch = sum(each.mismatch for each in found)
+        if mismatch:
+            error = ProviderVeto(
+                f"what was copied differs from its source: {format_size(in_bytes(Sectors(mismatch)))}",
+                remedy="check the drives of both LUNs (blkrecov scrub), then restore again",
+            )
+            return self._turn_back(task, error)
+        regions = sum(-(-target.restore.todo // target.restore.region) for target in targets if target.restore)
+        total = format_size(in_bytes(Sectors(sum(each.total for each in found))))
+        message = f"verified: {regions} regions ({total}) compared, 0 mismatches"
+        return self._restored(msgspec.structs.replace(task, message=message), targets)
+
+    def _restored(self, task: Task, targets: Sequence[Lun]) -> Task:
+        """All is copied. The targets get their signatures, then they are ready, all at once."""
+        back = tasks.phase(task) is Phase.UNDO
+        try:
+            for target in targets:
+                self.sign(target)
+        except BlkrecovError as error:
+            return self._turn_back(task, error)
+        moved = format_size(Bytes(task.bytes_kernel))
+        ended = tasks.gone_back(task) if back else tasks.completed(task, task.message or f"{moved} copied")
+        self.store(self._accounted(resync.finished(self.document, task), ended))
+        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        ended = self.document.task(task.id)
+        about = f"{task.kind.value} of {' '.join(task.objects)}"
+        if back:
+            word = "cancelled" if ended.state is TaskState.CANCELLED else "failed"
+            self._tell(word, f"{about}: {ended.message}", task=ended, remedy=ended.remedy)
+        else:
+            self._tell("done", f"{about} is done: {ended.message}", task=ended)
+        return ended
+
+    def _turn_back(self, task: Task, error: BlkrecovError) -> Task:
+        """A restore cannot end: what was there before is put back, if a shadow copy of it was taken; else the targets say why."""
+        about = f"{task.kind.value} of {' '.join(task.objects)}"
+        with suppress(NotEnoughSpace):
+            undone = resync.undone(self.document, task, error, fresh_ids())
+            if undone is not None:
+                self._tell("undoing", f"{about} goes back: {error.message}", task=task, remedy=error.remedy)
+                self.store(self._accounted(undone, undone.task(task.id)))
+                self._run(converge(self.document, self.observe()), wanted=frozenset())
+                return self.document.task(task.id)
+        cancelled = isinstance(error, RestoreCancelled)
+        ended = tasks.cancelled(task) if cancelled else tasks.failed(task, error)
+        # First the event: who is told the code finds it there.
+        word = "cancelled" if cancelled else "failed"
+        self._tell(word, f"{about}: {error.message}", task=ended, remedy=error.remedy)
+        why = f"the {about} (task {task.id}) did not end: {error.message}"
+        self.store(self._accounted(resync.abandoned(self.document, task, why), ended))
+        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        return self.document.task(task.id)
+
+    def _measured_restore(self, task: Task, phase: Phase) -> tuple[float, Bytes]:
+        done = total = 0
+        for target in resync.targets(self.document, task):
+            each: resync.Copied | resync.Compared
+            each = (resync.compared if phase is Phase.COMPARE else resync.copied)(self.observed, target)
+            done += each.done
+            total += each.total
+        return (done / total if total else 0.0), in_bytes(Sectors(total))
+
+    def _restore_is_ripe(self, task: Task) -> bool:
+        if resync.trouble(self.document, self.observed, task) is not None:
+            return True
+        targets = resync.targets(self.document, task)
+        if tasks.phase(task) is Phase.COMPARE:
+            compared = [resync.compared(self.observed, target) for target in targets]
+            if not self._was_here(task) or all(each.complete or each.failed for each in compared):
+                return True
+        else:
+            copies = [resync.copied(self.observed, target) for target in targets]
+            unseeded = any(target.restore and not target.restore.length for target in targets)
+            if unseeded or all(copy.complete for copy in copies) or any(copy.log_failed for copy in copies):
+                return True
+        return tasks.quarter(self.progress(task.id).task) > task.percent
+
+    def _hold(self, task: Task, *, held: bool) -> Task:
+        """Take a restore's copies away, or make them again: their logs know what is left to do."""
+        document = self.document
+        for target in resync.targets(document, task):
+            assert target.restore is not None
+            restore = msgspec.structs.replace(target.restore, held=held)
+            document = document.with_lun(msgspec.structs.replace(target, restore=restore))
+        self.store(self._accounted(document, task))
+        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        what, word = ("paused", "is paused") if held else ("resumed", "goes on")
+        self._tell(what, f"{task.kind.value} of {' '.join(task.objects)} {word}", task=task)
+        return self.document.task(task.id)

@@ -11,11 +11,11 @@ shadow copy provider may return leave here, and each VSS_E_PROVIDER_VETO has its
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from uuid import UUID
 
 from blkrecov import resync, surroundings, tasks
-from blkrecov.array import Array, Progress
+from blkrecov.array import Array
 from blkrecov.engine import fresh_ids
 from blkrecov.errors import (
     AccessDenied,
@@ -39,9 +39,11 @@ from blkrecov.errors import (
 from blkrecov.events import EventKind
 from blkrecov.model import Lun, Task
 from blkrecov.page83 import information, lun_information
+from blkrecov.page83.identity import naa_of_serial, serial_of
 from blkrecov.page83.information import LunInformation, NotEligible
 from blkrecov.proposal import Proposal
 from blkrecov.resync import Options, Wish
+from blkrecov.running import Progress
 
 
 class RestoreSession:
@@ -98,11 +100,16 @@ class RestoreSession:
     def resync(self, options: Options | None = None, *, revert_identity: bool = False) -> Task:
         """Begin. Raises: what propose() does."""
         proposal, task = self.propose(options, revert_identity=revert_identity)
-        return self.start(proposal, task)
+        return self.start(proposal, task, options)
 
-    def start(self, proposal: Proposal, task: Task) -> Task:
+    def start(self, proposal: Proposal, task: Task, options: Options | None = None) -> Task:
         """Begin what was proposed just now. Raises: ProviderVeto, OutOfResources."""
-        with self._as_provider():
+        forced = options.forced if options is not None else frozenset()
+        with self._as_provider(), ExitStack() as claims:
+            # Nobody gets hold of a target between the look and the moment from which on it is not ready.
+            for wish in self._wishes:
+                if wish.target is not None and naa_of_serial(serial_of(wish.target.uuid)) not in forced:
+                    claims.enter_context(self._array.claimed(wish.target))
             task = self._array.start(proposal, task)
         self._task = task.id
         return task

@@ -3,6 +3,7 @@
 import logging
 import signal
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import BinaryIO
 
 import click
@@ -92,7 +93,7 @@ def resync(
         for source, target in given(pairs, file):
             session.add(source, target)
         proposal, task = session.propose(wanted, revert_identity=revert_identity)
-        run(array, proposal, task, plan=plan, no_wait=no_wait, start=session.start)
+        run(array, proposal, task, plan=plan, no_wait=no_wait, start=partial(session.start, options=wanted))
 
 
 def given(

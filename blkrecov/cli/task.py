@@ -9,11 +9,12 @@ from contextlib import contextmanager
 import click
 
 from blkrecov import views
-from blkrecov.array import Array, Progress
+from blkrecov.array import Array
 from blkrecov.cli.common import common, console, opened, options, rates, say, show_json, show_plan, table
 from blkrecov.errors import BlkrecovError, Code
 from blkrecov.model import Task, TaskState
 from blkrecov.proposal import Proposal
+from blkrecov.running import Progress
 from blkrecov.units import format_size
 
 WINDOW_S = 3.0

@@ -23,7 +23,7 @@ from unittest import mock
 import pytest
 
 from blkrecov import tasks
-from blkrecov.array import Array, Progress
+from blkrecov.array import Array
 from blkrecov.dm import counters, names
 from blkrecov.dm.control import Control
 from blkrecov.dm.speed import SpeedLimits
@@ -31,6 +31,7 @@ from blkrecov.dm.status import LegHealth
 from blkrecov.dm.table import ErrorTable
 from blkrecov.errors import Code, ObjectFailed
 from blkrecov.model import Layout, Member, Phase, Task, TaskState
+from blkrecov.running import Progress
 from blkrecov.steps import CreateDevice, Step
 from blkrecov.units import KIB, MIB, TIB, Sectors, in_bytes
 from tests.crash.pattern import same_row

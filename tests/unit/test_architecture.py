@@ -40,7 +40,7 @@ _ACTS = """
 PLACES = {
     **dict.fromkeys(_PURE.split(), Layer.PURE),
     **dict.fromkeys(_ACTS.split(), Layer.ACTS),
-    **dict.fromkeys(("engine", "restoring", "array", "monitor", "session"), Layer.ENGINE),
+    **dict.fromkeys(("engine", "running", "restoring", "array", "monitor", "session"), Layer.ENGINE),
     "bus": Layer.BUS,
     "daemon": Layer.DAEMON,
 }

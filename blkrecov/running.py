@@ -1,0 +1,103 @@
+"""What every long operation of an array has: an account of the bytes it cost, how far it is, and events that tell of it.
+
+Above this stand the operations themselves: restores (blkrecov.restoring), and what is done to members (blkrecov.array).
+"""
+
+from abc import abstractmethod
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from blkrecov import catalog, tasks
+from blkrecov.catalog import Discovered
+from blkrecov.engine import Engine, Lock
+from blkrecov.events import EventKind, EventLog
+from blkrecov.model import Document, Phase, Task, TaskKind
+from blkrecov.settings import Settings
+from blkrecov.units import Bytes
+
+_NOUNS: Final = {
+    TaskKind.RECOVER: "recovery",
+    TaskKind.SCRUB: "scrub",
+    TaskKind.REPLACE: "replacement",
+    TaskKind.SNAPSHOT: "snapshot",
+    TaskKind.RESYNC: "resync",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a task is, at one moment. `done` and `total` are of the present phase."""
+
+    task: Task
+    phase: Phase | None
+    fraction: float
+    done: Bytes
+    total: Bytes
+
+
+class Running(Engine):
+    """An open array that knows what its tasks are at."""
+
+    def __init__(self, settings: Settings, found: Discovered, lock: Lock, owned: ExitStack) -> None:
+        super().__init__(settings, found, lock, owned)
+        self.events: Final = EventLog(self._settings.state)
+        self._accounted_for = 0
+
+    @abstractmethod
+    def progress(self, number: int) -> Progress:
+        """How far a task is, from the kernel's own counters. Reads no drive and writes nothing."""
+
+    def _begun(self, number: int) -> None:
+        """Write down that the kernel was asked for a task's present phase. Asked twice is harmless, never asked is not."""
+        task = msgspec.structs.replace(self.document.task(number), boot=catalog.boot_id())
+        self.store(self._accounted(self.document, task))
+
+    def _told(self, progress: Progress) -> Task:
+        """A quarter that has passed is told, and written down: so the percentage does not fall when another process, or the
+        next boot, goes on with the task.
+        """
+        task = progress.task
+        if tasks.quarter(task) > self.document.task(task.id).percent:
+            self.store(self._accounted(self.document, task))
+            self._tell(
+                "progress", f"{task.kind.value} of LUN {task.objects[0]} is at {tasks.quarter(task)} %", task=task
+            )
+        return self.document.task(task.id)
+
+    def _was_here(self, task: Task) -> bool:
+        return task.boot == catalog.boot_id()
+
+    def _accounted(self, document: Document, task: Task) -> Document:
+        """The document with a task that knows the bytes which this process has moved since it was last asked."""
+        moved = self.counter.bytes_read + self.counter.bytes_written
+        task = msgspec.structs.replace(task, bytes_process=task.bytes_process + moved - self._accounted_for)
+        self._accounted_for = moved
+        return document.with_task(task)
+
+    def _tell(
+        self,
+        what: str,
+        message: str,
+        *,
+        task: Task | None = None,
+        lun: str | None = None,
+        drive: str | None = None,
+        remedy: str = "",
+    ) -> None:
+        """Tell an event. Of a task `what` is how it fares, and its kind is the rest of the event's name."""
+        if task is not None:
+            lun = next((item.name for item in self.document.luns if item.uuid == task.lun), lun)
+            what = f"{_NOUNS[task.kind]}_{what}"
+        self.events.tell(
+            EventKind(what),
+            message,
+            array=self.document.name,
+            lun=lun,
+            drive=drive,
+            task=task.id if task else None,
+            percent=task.percent if task else None,
+            remedy=remedy,
+        )
