@@ -14,7 +14,7 @@ from blkrecov.dm.control import Control
 from blkrecov.dm.status import parse_raid
 from blkrecov.dm.superblock import BLOCK, parse, with_resync_from_start
 from blkrecov.dm.sync import SyncStart, data_legs, let_failures_settle
-from blkrecov.dm.table import Table, TargetLine
+from blkrecov.dm.table import Table, TargetLine, length_of
 from blkrecov.drives import loop, raw
 from blkrecov.drives.store import IoCounter
 from blkrecov.errors import ProviderFailure
@@ -198,6 +198,11 @@ class Actor:
             read_only=step.read_only,
         )
         start.wait(step.name)
+        if _grows_raid10(before, table):
+            # It has the wrong length inside until it is loaded once more, and its bitmap ends there (proposal.evened()).
+            start = self._sync_start(table)
+            self._control.replace(step.name, table, visible=step.visible)
+            start.wait(step.name)
         if any(line.kind == "error" for line in before) and step.visible:
             # What was read before its contents were others may be in the page cache still.
             raw.forget(self.path_of(_NODES + step.name))
@@ -242,6 +247,11 @@ class Actor:
             for node in (export.disk, *(f"/dev/{name}" for name in sysfs.partitions(export.disk))):
                 raw.forget(node)
             raw.reread_partitions(export.disk)
+
+
+def _grows_raid10(before: Table, after: Table) -> bool:
+    raid10 = any(line.kind == "raid" and line.params.startswith("raid10") for line in before)
+    return raid10 and length_of(after) > length_of(before)
 
 
 def _export_name(node: str) -> str:

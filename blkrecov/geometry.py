@@ -253,6 +253,16 @@ def new_successor(document: Document, drive: Drive, member: Member, uuid: UUID) 
     return Successor(uuid=uuid, drive=drive.uuid, data=data, meta=meta, log=log)
 
 
+def beyond(member: Member, length: int) -> tuple[Extent, ...]:
+    """What a member holds after its first `length` sectors."""
+    found = []
+    for extent in member.data:
+        if extent.length > length:
+            found.append(Extent(extent.start + max(length, 0), extent.length - max(length, 0)))
+        length -= extent.length
+    return tuple(found)
+
+
 def place_log(document: Document, avoid: frozenset[UUID] = frozenset()) -> tuple[Drive, tuple[Extent, ...]]:
     """Where the log of a restore is kept: a drive with room, the emptiest, and its extent.
 

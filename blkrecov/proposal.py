@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from blkrecov.dm import names
-from blkrecov.model import Document, Lun, Member
+from blkrecov.geometry import beyond
+from blkrecov.model import Document, Layout, Lun, Member
 from blkrecov.stack import node
 from blkrecov.steps import Message, Step, ZeroExtent
 
@@ -32,6 +33,21 @@ def zeroed(document: Document, members: tuple[Member, ...]) -> tuple[ZeroExtent,
         ZeroExtent(node(names.drive_name(document.name, document.drive_of(member.drive).name)), extent)
         for member in members
         for extent in member.meta
+    )
+
+
+def evened(document: Document, before: Lun, after: Lun) -> tuple[ZeroExtent, ...]:
+    """What makes the members of a raid10 that grows equal in their new part: they are zeroed before they are used.
+
+    Linux 6.1 grows a live raid10 by the wrong length, and so synchronises nothing of the new part (drivers/md/dm-raid.c,
+    raid_preresume(), goes by the members' length, not the array's). Other layouts it does right.
+    """
+    if after.layout is not Layout.RAID10:
+        return ()
+    return tuple(
+        ZeroExtent(node(names.drive_name(document.name, document.drive_of(new.drive).name)), extent)
+        for old, new in zip(before.members, after.members, strict=True)
+        for extent in beyond(new, old.length)
     )
 
 

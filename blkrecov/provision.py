@@ -22,7 +22,7 @@ from blkrecov.errors import (
 )
 from blkrecov.geometry import Request
 from blkrecov.model import Document, Drive, DriveStatus, Lun, MemberState, Schedule
-from blkrecov.proposal import Proposal, zeroed
+from blkrecov.proposal import Proposal, evened, zeroed
 from blkrecov.units import KIB, Bytes, format_size
 
 # The kernel counts rates in KiB/s, in an int (drivers/md/md.h, sync_speed_min and sync_speed_max).
@@ -70,7 +70,10 @@ def extend(document: Document, lun: Lun, size: Bytes, ids: Iterator[UUID]) -> Pr
             remedy="make a new LUN of that size",
         )
     return Proposal(
-        document=document.with_lun(grown), why=f"LUN {lun.name} grows to {format_size(grown.bytes)}", lun=lun.uuid
+        document=document.with_lun(grown),
+        why=f"LUN {lun.name} grows to {format_size(grown.bytes)}",
+        prepare=evened(document, lun, grown),
+        lun=lun.uuid,
     )
 
 

@@ -54,7 +54,7 @@ from blkrecov.model import (
 )
 from blkrecov.observed import Mirror, Observed
 from blkrecov.page83.identity import naa_of_serial, serial_of
-from blkrecov.proposal import Proposal
+from blkrecov.proposal import Proposal, evened
 from blkrecov.stack import node
 from blkrecov.steps import Flush, Step
 from blkrecov.units import KIB, SECTOR, Bytes, Sectors, format_size, in_bytes, round_up
@@ -281,7 +281,8 @@ def _paired(
             document = document.with_lun(undo)
             steps += shadows.cleared(document, [undo])
         if target.size < source.size:
-            target = geometry.extended(document, target, source.bytes, ids)
+            before, target = target, geometry.extended(document, target, source.bytes, ids)
+            steps += evened(document, before, target)
             document = document.with_lun(target)
     target = shadows.filled(document, target, source, ids, signature=fact.signature, blank=blank)
     pair = Pair(source=source.uuid, target=target.uuid, undo=undo.uuid if undo else None, made=made)

@@ -237,7 +237,12 @@ def extend(document: Document, lun: Lun, size: Bytes, ids: Iterator[UUID]) -> Pr
         raise InsufficientStorage(error.message, remedy=error.remedy) from error
     grown = msgspec.structs.replace(proposal.document.lun_of(lun.uuid), size=lun.size)
     store = format_size(in_bytes(geometry.plex_length(grown)))
-    return Proposal(document=document.with_lun(grown), why=f"the store of {lun.name} grows to {store}", lun=lun.uuid)
+    return Proposal(
+        document=document.with_lun(grown),
+        why=f"the store of {lun.name} grows to {store}",
+        prepare=proposal.prepare,
+        lun=lun.uuid,
+    )
 
 
 def stamped(document: Document, observed: Observed, now: int) -> Document:

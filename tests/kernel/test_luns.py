@@ -8,7 +8,7 @@ import pytest
 from blkrecov.errors import AnotherCallInProgress, DeviceInUse, ObjectDeleted, ObjectFailed, ObjectNotFound
 from blkrecov.geometry import Request
 from blkrecov.model import Layout
-from blkrecov.units import MIB, Bytes
+from blkrecov.units import MIB, SECTOR, Bytes
 from tests.kernel.lab import (
     Files,
     Kernel,
@@ -67,6 +67,25 @@ def test_the_new_part_of_a_lun_has_parity_over_a_restart(lab: Lab) -> None:
         assert checksum(disk_of(array, "vol")) == digest
         in_sync(array, "vol")
         assert disagreements(array, "vol") == []
+
+
+@pytest.mark.parametrize("layout", ["raid1", "raid5", "raid6", "raid10"])
+def test_members_agree_in_the_new_part_whatever_lay_there(lab: Lab, layout: str) -> None:
+    """Linux 6.1 says that a raid10 which grew is in sync, and has looked at nothing of the new part (proposal.evened())."""
+    lab.create(4)
+    with lab.opened() as array:
+        lun(array, "old", "raid0", 8 * SIZE, members=4, exported=False)
+        fill(disk_of(array, "old"), 8 * SIZE, seed=9)
+        array.carry_out(array.propose_delete("old"))
+        lun(array, "vol", layout, SIZE, members=MEMBERS[layout], exported=False)
+        in_sync(array, "vol")
+        array.carry_out(array.propose_extend("vol", Bytes(2 * SIZE)))
+        in_sync(array, "vol")
+        assert disagreements(array, "vol") == []
+        raid = array.observe().raid(array.document.lun("vol"))
+        assert raid is not None
+        # Of a raid10 the kernel counts the array, of others a member.
+        assert layout != "raid10" or raid.total * SECTOR >= 2 * SIZE
 
 
 def test_a_degraded_lun_does_not_grow(lab: Lab) -> None:
