@@ -179,6 +179,7 @@ class _Plan:
         self.based: set[UUID] = set()
         self.familiar: set[UUID] = set()
         self.settled: set[str] = set()
+        self.quieted: set[UUID] = set()
         self.gone: frozenset[str] = frozenset()
         self.compared: set[str] = set()
         # LUNs that are deleted go first, with all that is under them: their names may be another LUN's by now.
@@ -196,8 +197,7 @@ class _Plan:
     def lun(self, lun: Lun) -> Iterator[Step]:
         yield from self.base(lun)
         exported = self.observed.exports.get(lun.uuid)
-        if exported is not None and exported.ready and not lun.ready:
-            yield SetReady(lun.name, lun.uuid, ready=False)
+        yield from self.quiet(lun)
         yield from self.family(lun)
         top = stack.top(self.document, lun, failed=self.unreachable(lun))
         yield from self.ensure(top)
@@ -208,6 +208,13 @@ class _Plan:
             yield SetReady(lun.name, lun.uuid, ready=True)
         elif exported is not None and lun.ready and exported.size != lun.size:
             yield Rescan(lun.name, lun.uuid)
+
+    def quiet(self, lun: Lun) -> Iterator[Step]:
+        """A disk that is to be not ready says so before its node fails."""
+        exported = self.observed.exports.get(lun.uuid)
+        if exported is not None and exported.ready and not lun.ready and lun.uuid not in self.quieted:
+            self.quieted.add(lun.uuid)
+            yield SetReady(lun.name, lun.uuid, ready=False)
 
     def base(self, lun: Lun) -> Iterator[Step]:
         """A LUN's own legs and plex."""
@@ -273,10 +280,11 @@ class _Plan:
         held = []
         for lun in self.document.luns:
             live = self.observed.devices.get(names.dm_uuid(lun.uuid, "lun"))
-            if live is not None and live.table and self.unmade(lun):
+            if live is not None and live.table and self.unmade(lun) and not self.unreachable(lun):
                 held.append((lun, live))
         for lun, _ in held:
             yield from self.base(lun)
+            yield from self.quiet(lun)
         used = [(lun, live) for lun, live in held if lun.ready and not live.suspended]
         if used:
             yield FreezeFilesystems(tuple(self.shown(lun, live) for lun, live in used))

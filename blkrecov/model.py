@@ -209,12 +209,19 @@ class Restore(msgspec.Struct, frozen=True):
     log: tuple[Extent, ...] = ()
     blank: bool = False
     """The LUN read as zeros when it began."""
+    written: bool = False
+    """A copy before this one has written to the LUN."""
     held: bool = False
     """The copy is paused; its log knows how far it is."""
     comparing: bool = False
     """All is copied, and the kernel compares."""
     signature: str = ""
     """What the disk's signature is to be afterwards; empty for whatever the source has."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether the LUN's contents may be neither what they were nor what they are to be."""
+        return self.written or self.length > 0
 
 
 class Lun(msgspec.Struct, frozen=True):

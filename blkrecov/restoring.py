@@ -68,6 +68,8 @@ class Restoring(Running):
         Raises: CannotRevertDiskId; DriveIoError.
         """
         source, target = wish.source, wish.target
+        if not self._readable(source):
+            return Facts()  # It will be refused for that.
         if target is None:
             return Facts(signature=self._wanted_signature(source, None, revert=revert))
         differs = self.differs(source, target)
@@ -136,7 +138,8 @@ class Restoring(Running):
         if not header.valid or header.chunk != shadow.shadow.chunk:
             raise ProviderFailure(f"the store of shadow copy {shadow.name!r} is not what it should be")
         usage = self.observed.store(shadow)
-        assert isinstance(usage, SnapshotUsage), f"{shadow.name} is not usable"
+        if not isinstance(usage, SnapshotUsage):
+            raise ProviderFailure(f"shadow copy {shadow.name!r} is not loaded")
         return cow.changed(read, header, usage.total)
 
     def _data(self, source: Lun) -> Runs:

@@ -422,13 +422,20 @@ def restarted(document: Document, lun: Lun, ids: Iterator[UUID]) -> Document:
     restore = lun.restore
     assert restore is not None
     drive, log = geometry.place_log(document, frozenset([restore.drive] if restore.drive else []))
-    fresh = msgspec.structs.replace(restore, uuid=next(ids), length=0, region=0, todo=0, drive=drive.uuid, log=log)
+    fresh = msgspec.structs.replace(
+        restore, uuid=next(ids), length=0, region=0, todo=0, drive=drive.uuid, log=log, written=restore.begun
+    )
     return document.with_lun(msgspec.structs.replace(lun, restore=fresh))
 
 
 def flushes(document: Document, observed: Observed, task: Task) -> tuple[Flush, ...]:
     """What is to be done when all is copied, before it is written down."""
-    drives = {member.drive for lun in targets(document, task) for member in lun.members}
+    drives = {
+        member.drive
+        for lun in targets(document, task)
+        for index, member in enumerate(lun.members)
+        if index not in observed.lost(document, lun)
+    }
     usable = sorted(drive for drive in drives if drive in observed.backings and document.drive_of(drive).online)
     return tuple(Flush(node(names.drive_name(document.name, document.drive_of(drive).name))) for drive in usable)
 
@@ -461,11 +468,13 @@ def compared(observed: Observed, lun: Lun) -> Compared:
 
 def finished(document: Document, task: Task) -> Document:
     """The array when all is copied: targets are ready, as large as their sources; what was there for the copy's sake is gone."""
+    back = tasks.phase(task) is Phase.UNDO
     for target in targets(document, task):
         assert target.restore is not None
         source = document.lun_of(target.restore.source)
-        whole = msgspec.structs.replace(target, restore=None, incomplete="")
-        if task.kind is TaskKind.RESYNC and tasks.phase(task) is not Phase.UNDO:
+        # What was not whole before is not whole when it is there again.
+        whole = msgspec.structs.replace(target, restore=None, incomplete=target.incomplete if back else "")
+        if task.kind is TaskKind.RESYNC and not back:
             assert source.shadow is not None
             whole = msgspec.structs.replace(whole, restored=source.shadow.taken)
         document = document.with_lun(geometry.shrunk(whole, source.size) if whole.size > source.size else whole)
@@ -482,7 +491,7 @@ def abandoned(document: Document, task: Task, why: str) -> Document:
         if pair.made or task.kind is TaskKind.SNAPSHOT:
             document = document.without_unmade(target)
             continue
-        reason = why if target.restore.length or target.incomplete else ""
+        reason = why if target.restore.begun or target.incomplete else ""
         document = document.with_lun(msgspec.structs.replace(target, restore=None, incomplete=reason))
     return _tidied(document, task)
 
@@ -503,7 +512,7 @@ def undone(document: Document, task: Task, error: BlkrecovError, ids: Iterator[U
         return None
     present = {lun.uuid: lun for lun in document.luns}
     undos = {pair.target: present.get(pair.undo) if pair.undo else None for pair in task.pairs}
-    begun = [target for target in targets(document, task) if target.restore is not None and target.restore.length]
+    begun = [target for target in targets(document, task) if target.restore is not None and target.restore.begun]
     if not begun or any(_is_useless(undos[target.uuid]) for target in begun):
         return None
     for target in targets(document, task):
@@ -512,7 +521,10 @@ def undone(document: Document, task: Task, error: BlkrecovError, ids: Iterator[U
             document = document.with_lun(msgspec.structs.replace(target, restore=None))
             continue
         document = document.with_lun(msgspec.structs.replace(target, restore=None))
-        document = document.with_lun(shadows.filled(document, document.lun_of(target.uuid), undo, ids))
+        filled = shadows.filled(document, document.lun_of(target.uuid), undo, ids)
+        assert filled.restore is not None
+        going_back = msgspec.structs.replace(filled.restore, written=True)
+        document = document.with_lun(msgspec.structs.replace(filled, restore=going_back))
     return document.with_task(tasks.turned_back(task, error))
 
 

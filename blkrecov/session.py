@@ -59,7 +59,8 @@ class RestoreSession:
         """Raises: BadState in the initramfs, in rescue or emergency mode, and for a session that has begun."""
         if self._begun:
             raise BadState("the restore session has begun already", remedy="open another session for another restore")
-        surroundings.refuse_unless_normal()
+        with self._as_provider():
+            surroundings.refuse_unless_normal()
         self._begun = True
 
     def add(self, source: str | LunInformation, target: str | LunInformation | None = None) -> None:
@@ -169,25 +170,25 @@ class RestoreSession:
     def _proposed(self, options: Options, *, revert: bool) -> tuple[Proposal, Task]:
         array, wishes = self._array, self._wishes
         resync.refuse_arguments(wishes)
-        with resources():
-            array.refuse_mistaken()
-            surroundings.refuse_unless_normal()
-            resync.refuse_unsuitable(array.document, wishes)
-            for wish in wishes:
-                for lun in (wish.source, wish.target):
-                    if lun is not None:
-                        array.verify(lun)
-            resync.refuse_another(array.document)
-            facts = [array.facts(wish, revert=revert) for wish in wishes]
-            made = resync.propose(array.document, wishes, facts, options, fresh_ids(), array.blanking)
-            resync.refuse_dangerous(array.document, array.observed, wishes, facts, options)
+        array.refuse_mistaken()
+        surroundings.refuse_unless_normal()
+        resync.refuse_unsuitable(array.document, wishes)
+        for wish in wishes:
+            for lun in (wish.source, wish.target):
+                if lun is not None:
+                    array.verify(lun)
+        resync.refuse_another(array.document)
+        facts = [array.facts(wish, revert=revert) for wish in wishes]
+        made = resync.propose(array.document, wishes, facts, options, fresh_ids(), array.blanking)
+        resync.refuse_dangerous(array.document, array.observed, wishes, facts, options)
         return made
 
     @contextmanager
     def _as_provider(self) -> Iterator[None]:
         """Whatever went wrong in the words of a provider; a veto has an event first."""
         try:
-            yield
+            with resources():
+                yield
         except BlkrecovError as error:
             answer = in_provider_words(error)
             if isinstance(answer, ProviderVeto):

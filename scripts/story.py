@@ -248,6 +248,36 @@ def main() -> None:
     run(f"umount {MOUNT} && echo 3 > /proc/sys/vm/drop_caches && mount {link} {MOUNT}", quiet=True)
     found = checksums(MOUNT)
     check("and every file is still what it was", original.items() <= found.items(), f"{len(original)} checksums")
+
+    chapter(
+        "9. A moment is kept, and put back",
+        "A shadow copy of the LUN; then somebody ruins it; then the kernel copies what differs back, inside the array.",
+    )
+    run("blkrecov snapshot create data monday")
+    monday = json.loads(answer("blkrecov lun show monday --json"))
+    check(
+        "the shadow copy is a disk of its own, which nobody can write to",
+        page83(monday["device"]) != before and answer(f"blockdev --getro {monday['device']}").strip() == "1",
+        page83(monday["device"]),
+    )
+    kept = checksums(MOUNT)
+    prompt("every tenth file is overwritten with noise, every eleventh is deleted")
+    for number, name in enumerate(sorted(kept)):
+        if number % 11 == 0:
+            (MOUNT / name).unlink()
+        elif number % 10 == 0:
+            (MOUNT / name).write_bytes(os.urandom((MOUNT / name).stat().st_size))
+    run(f"umount {MOUNT}")
+    run("blkrecov resync monday:data --verify")
+    restored = json.loads(answer("blkrecov task list --json"))[-1]["bytes"]
+    run(f"mount {link} {MOUNT}")
+    check("every file is what it was on monday", checksums(MOUNT) == kept, f"{len(kept)} checksums")
+    check(
+        "only what differed was copied, and not by us",
+        restored["kernel"] < lun["size"] // 4 and restored["process"] < 2 * MIB,
+        f"{format_size(restored['kernel'])} by the kernel, {format_size(restored['process'])} by our process",
+    )
+    check("page 83 of the restored LUN is still what it was", page83(link) == before, before)
     run(f"umount {MOUNT}")
     summary(moved, own, recover_s)
 

@@ -317,16 +317,21 @@ def leaks(array: Array) -> list[str]:
     for lun in document.luns:
         legs = stack.legs(document, lun)
         wanted += [*legs, stack.plex(document, lun, {leg.uuid: stack.node(leg.name) for leg in legs})]
+        if document.shadows_of(lun.uuid):
+            wanted.append(stack.origin(document, lun))
+        if lun.differential:
+            wanted.append(stack.shadow(document, lun))
         wanted.append(stack.top(document, lun, failed=False))
     with Control() as control:
         devices = {entry.name for entry in control.devices() if entry.name.startswith(names.PREFIX)}
+        suspended = sorted(name for name in devices if control.info(name).suspended)
     lio = Path("/sys/kernel/config/target")
     attached = {device.backing_file for device in loop.attached()}
     # What has failed may keep its loop device, until the array is stopped.
     attached -= {drive.path for drive in document.drives if not drive.online}
     found: dict[str, tuple[set[str], set[str]]] = {
         "devices": (devices, {device.name for device in wanted}),
-        "loop devices": (attached, {drive.path for drive in online}),
+        "loop devices": (attached, {drive.path for drive in online if Path(drive.path).is_file()}),
         "LIO backstores": (
             {entry.name for entry in lio.glob("core/iblock_*/*") if entry.is_dir() and entry.name != "alua"},
             {f"{names.PREFIX}-{inside.ARRAY}-{lun.name}" for lun in exported},
@@ -338,6 +343,8 @@ def leaks(array: Array) -> list[str]:
         for what, (there, due) in found.items()
         if there != due
     ]
+    if suspended:
+        wrong.append(f"suspended: {suspended}")
     if targets != exports:
         wrong.append(f"{targets} LIO targets for {exports} LUNs")
     return wrong

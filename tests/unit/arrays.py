@@ -6,13 +6,14 @@ from uuid import UUID
 
 import msgspec
 
-from blkrecov import provision
+from blkrecov import provision, shadows
 from blkrecov.dm import names
 from blkrecov.dm.status import RaidStatus, parse_raid
 from blkrecov.dm.table import TargetLine
 from blkrecov.geometry import Request
-from blkrecov.model import UNIT, Document, Drive, Layout, Lun, MemberState
+from blkrecov.model import UNIT, Document, Drive, Layout, Lun, MemberState, Shadow
 from blkrecov.observed import Backing, Exported, Live, Observed
+from blkrecov.shadows import ShadowRequest
 from blkrecov.units import MIB, Bytes, Sectors
 
 DATA_START = 8 * UNIT
@@ -61,6 +62,65 @@ def with_lun(
     request = Request(name=name, layout=layout, size=Bytes(mib * MIB), drives=on, members=members, exported=exported)
     document = provision.create(document, request, uuids(start or 0x1000 * (len(document.luns) + 1))).document
     return document, document.lun(name)
+
+
+def with_shadow(
+    document: Document,
+    name: str = "s",
+    *,
+    of: str = "v",
+    mib: int = 16,
+    on: tuple[str, ...] = (),
+    layout: Layout | None = None,
+    exported: bool = True,
+    taken: int = 1000,
+    start: int | None = None,
+) -> tuple[Document, Lun]:
+    """The array with a differential shadow copy more, taken at that moment, and that LUN. Its store has so many MiB."""
+    request = ShadowRequest(origin=of, name=name, size=Bytes(mib * MIB), layout=layout, drives=on, exported=exported)
+    ids = uuids(start or 0x1000 * (len(document.luns) + 1))
+    document = shadows.propose(document, seen(document), [request], ids)[0].document
+    return stamped(document, name, taken)
+
+
+def with_plex(
+    document: Document,
+    name: str = "p",
+    *,
+    of: str = "v",
+    layout: Layout = Layout.LINEAR,
+    mib: int = 64,
+    on: tuple[str, ...] = (),
+    taken: int = 1000,
+) -> tuple[Document, Lun]:
+    """The array with a shadow copy more that is a plex, filled long ago, and that LUN."""
+    document, lun = with_lun(document, layout, name, mib=mib, on=on)
+    shadow = Shadow(origin=document.lun(of).uuid)
+    return stamped(document.with_lun(msgspec.structs.replace(lun, shadow=shadow)), name, taken)
+
+
+def stamped(document: Document, name: str, taken: int) -> tuple[Document, Lun]:
+    """The array when it is known of when a shadow copy is, and that LUN."""
+    lun = document.lun(name)
+    assert lun.shadow is not None
+    lun = msgspec.structs.replace(lun, shadow=msgspec.structs.replace(lun.shadow, taken=taken))
+    return document.with_lun(lun), lun
+
+
+def lost(document: Document, name: str = "s", why: str = "its store was full") -> Document:
+    """The array when a shadow copy has lost its contents."""
+    lun = document.lun(name)
+    assert lun.shadow is not None
+    return document.with_lun(msgspec.structs.replace(lun, shadow=msgspec.structs.replace(lun.shadow, lost=why)))
+
+
+def copying(document: Document, name: str = "v", *, region: int = 128, todo: int = 1280) -> Document:
+    """The array when what differs is written down, and the kernel copies onto the LUN."""
+    lun = document.lun(name)
+    assert lun.restore is not None
+    source = document.lun_of(lun.restore.source)
+    restore = msgspec.structs.replace(lun.restore, length=source.size, region=region, todo=todo)
+    return document.with_lun(msgspec.structs.replace(lun, restore=restore))
 
 
 def with_states(lun: Lun, *states: MemberState) -> Lun:

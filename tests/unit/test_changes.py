@@ -189,14 +189,15 @@ def test_rows_are_found_like_one_at_a_time(data: st.DataObject, layout: Layout) 
         (32, 2048, [0, 16]),
         (64, 2048, [0, 16, 32, 48]),
         (67, 8192, [0, 16, 32, 48]),
-        (100, 128, [0, 25, 50, 75]),
-        (103, 8192, [0, 24, 48, 72]),
-        (103, 128, [0, 25, 50, 75]),
+        (100, 128, [0, 16, 32, 48, 64, 80]),
+        (103, 8192, [0, 16, 32, 48, 64, 80]),
+        (103, 128, [0, 17, 34, 51, 68, 85]),
         (130, 65536, [0, 32, 64, 96]),
+        (800, 128, list(range(0, 800, 50))),
     ],
 )
 def test_how_a_length_is_divided(mib: int, region: int, starts: list[int]) -> None:
-    """Into four parts, of 16 MiB or more."""
+    """Into sixteen parts, of 16 MiB or more."""
     parts = divide(mib * MIB_SECTORS, region)
     assert [part.start // MIB_SECTORS for part in parts] == starts
     assert {part.region for part in parts} == {region}
@@ -240,7 +241,9 @@ def test_a_region_is_not_longer_than_a_small_lun() -> None:
     assert choose_region(whole(MIB_SECTORS), MIB_SECTORS, 128) == MIB_SECTORS
 
 
-@pytest.mark.parametrize(("size", "region"), [(GIB, 128), (512 * GIB, 2048), (2 * TIB, 8192), (8 * TIB, 32768)])
+@pytest.mark.parametrize(
+    ("size", "region"), [(GIB, 128), (512 * GIB, 512), (2 * TIB, 2048), (8 * TIB, 8192), (32 * TIB, 32768)]
+)
 def test_a_part_s_log_is_kept_short(size: int, region: int) -> None:
     """2^17 regions and no more, whatever has changed."""
     length = size // SECTOR

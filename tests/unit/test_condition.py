@@ -12,12 +12,13 @@ from itertools import count, product
 import msgspec
 import pytest
 
-from blkrecov import flapping, provision, recover, scrub
+from blkrecov import flapping, provision, recover, resync, scrub
 from blkrecov.condition import Condition, condition, state_of
 from blkrecov.converge import take_note
-from blkrecov.errors import AnotherCallInProgress, ObjectFailed
-from blkrecov.model import Document, Health, Layout, Lun, LunStatus, MemberState, TaskKind
+from blkrecov.errors import AnotherCallInProgress, ObjectFailed, ProviderVeto
+from blkrecov.model import Document, Health, Layout, Lun, LunStatus, MemberState, Shadow, Task, TaskKind
 from blkrecov.observed import Observed
+from blkrecov.resync import Facts, Options, Wish
 from tests.unit.arrays import drives, raid_words, seen, uuids, with_lun
 
 C = Condition
@@ -68,10 +69,17 @@ class Event(StrEnum):
     TRUST = "the drive is trusted again"
     STOP = "the array is stopped"
     START = "the array is started"
+    RESTORE = "a restore onto it begins"
+    WRITTEN = "the restore's copy begins"
+    RESTORED = "the restore has ended"
+    GIVEN_UP = "the restore is cancelled, or fails"
 
 
 def healthy() -> World:
+    """And a shadow copy of it, a plex."""
     document, lun = with_lun(drives(10), Layout.RAID6)
+    document, plex = with_lun(document, Layout.LINEAR, "p", on=("d9",))
+    document = document.with_lun(msgspec.structs.replace(plex, shadow=Shadow(origin=lun.uuid, taken=1000)))
     return World(document.with_lun(msgspec.structs.replace(lun, initialised=True)))
 
 
@@ -106,6 +114,36 @@ def held(world: World) -> World:
     return world.with_lun(frozen=True)
 
 
+def restoring(world: World) -> World:
+    """The plex is to be put on it."""
+    wishes, facts = [Wish(world.document.lun("p"), world.lun, "v")], [Facts()]
+    resync.refuse_dangerous(world.document, world.observed, wishes, facts, Options())
+    ids = uuids(0x9000 + next(_START))
+    return msgspec_replace(
+        world, resync.propose(world.document, wishes, facts, Options(), ids, frozenset())[0].document
+    )
+
+
+def written(world: World) -> World:
+    assert world.lun.restore is not None
+    restore = msgspec.structs.replace(world.lun.restore, length=world.lun.size, region=128, todo=128)
+    return world.with_lun(restore=restore)
+
+
+def restore_of(world: World) -> Task:
+    task = world.document.task_on(world.lun.uuid)
+    assert task is not None
+    return task
+
+
+def restored(world: World) -> World:
+    return without_tasks(msgspec_replace(world, resync.finished(world.document, restore_of(world))))
+
+
+def given_up(world: World) -> World:
+    return without_tasks(msgspec_replace(world, resync.abandoned(world.document, restore_of(world), "cancelled")))
+
+
 def without_tasks(world: World) -> World:
     return msgspec_replace(world, msgspec.structs.replace(world.document, tasks=()))
 
@@ -132,6 +170,8 @@ IN: dict[Condition, Callable[[], World]] = {
     C.FAILING: lambda: failing(healthy()),
     C.FAILED: lambda: lose(lose(lose(healthy(), 0), 1), 2),
     C.OFFLINE: lambda: World(healthy().document, None),
+    C.FILLING: lambda: written(restoring(healthy())),
+    C.INCOMPLETE: lambda: given_up(written(restoring(healthy()))),
 }
 
 
@@ -153,6 +193,10 @@ HAPPENS: dict[Event, Callable[[World], World]] = {
     Event.TRUST: trusted,
     Event.STOP: lambda world: World(world.document, None),
     Event.START: lambda world: World(world.document, "".join("D" if i in world.lun.lost else "A" for i in range(4))),
+    Event.RESTORE: restoring,
+    Event.WRITTEN: written,
+    Event.RESTORED: restored,
+    Event.GIVEN_UP: given_up,
 }
 # Nobody can ask for it, or the kernel cannot do it, in that condition: what is not loaded has no legs to lose and nothing to
 # synchronise, what runs cannot be started, and there is nothing to cancel where no substitute is.
@@ -160,12 +204,25 @@ IMPOSSIBLE: set[tuple[Condition, Event]] = {
     *((C.OFFLINE, event) for event in (Event.MEMBER_LOST, Event.TOO_MANY_LOST, Event.SYNCED)),
     *((state, Event.START) for state in C if state is not C.OFFLINE),
     *((state, Event.CANCEL) for state in C if state is not C.REBUILDING),
+    *product((state for state in C if state is not C.FILLING), (Event.WRITTEN, Event.RESTORED, Event.GIVEN_UP)),
     (C.HELD, Event.SYNCED),
+}
+# Nobody who asks for it in that condition gets it, and nothing has changed then.
+REFUSED: dict[tuple[Condition, Event], type[Exception]] = {
+    (C.FAILED, Event.RECOVER): ObjectFailed,
+    (C.FILLING, Event.RECOVER): AnotherCallInProgress,
+    (C.FAILED, Event.RESTORE): ProviderVeto,
+    (C.FILLING, Event.RESTORE): ProviderVeto,
 }
 # Where each pair leads. What is not listed leaves the LUN where it is.
 NEXT: dict[tuple[Condition, Event], Condition] = {
     **{(state, Event.TOO_MANY_LOST): C.FAILED for state in C if state not in (C.OFFLINE, C.FAILED)},
-    **{(state, Event.MEMBER_LOST): C.DEGRADED for state in C if state not in (C.OFFLINE, C.FAILED)},
+    **{
+        (state, Event.MEMBER_LOST): C.DEGRADED
+        for state in C
+        if state not in (C.OFFLINE, C.FAILED, C.FILLING, C.INCOMPLETE)
+    },
+    **{(state, Event.RESTORE): C.FILLING for state in C if state not in (C.OFFLINE, C.FAILED, C.FILLING)},
     **{(state, Event.STOP): C.OFFLINE for state in C if state not in (C.OFFLINE, C.FAILED)},
     (C.OFFLINE, Event.START): C.HEALTHY,
     # (FAILING, RECOVER) is not here: until the copy has ended, the LUN stands where it stood.
@@ -180,6 +237,8 @@ NEXT: dict[tuple[Condition, Event], Condition] = {
     (C.SUSPECT, Event.REPAIRED): C.HEALTHY,
     (C.HEALTHY, Event.SET_ASIDE): C.FAILING,
     (C.FAILING, Event.TRUST): C.HEALTHY,
+    (C.FILLING, Event.RESTORED): C.HEALTHY,
+    (C.FILLING, Event.GIVEN_UP): C.INCOMPLETE,
 }
 
 
@@ -193,9 +252,9 @@ def test_there_is_a_lun_in_every_condition(state: Condition) -> None:
 def test_a_lun_goes_where_the_table_says(state: Condition, event: Event) -> None:
     """Every pair: it leads somewhere, leaves the LUN where it is, is refused, or cannot be."""
     world = IN[state]()
-    if (state, event) == (C.FAILED, Event.RECOVER):
-        with pytest.raises(ObjectFailed):
-            begun(world)
+    if (state, event) in REFUSED:
+        with pytest.raises(REFUSED[state, event]):
+            HAPPENS[event](world)
     elif (state, event) == (C.OFFLINE, Event.RECOVER):
         proposal, _ = recover.propose(world.document, world.observed, world.lun, None, uuids(0x9000))
         assert proposal.document.luns == world.document.luns
@@ -206,15 +265,47 @@ def test_a_lun_goes_where_the_table_says(state: Condition, event: Event) -> None
 def test_what_cannot_be_is_not_in_the_table() -> None:
     """The two lists do not contradict each other."""
     assert not IMPOSSIBLE & NEXT.keys()
+    assert not (IMPOSSIBLE | NEXT.keys()) & REFUSED.keys()
 
 
 @pytest.mark.parametrize("state", C)
 def test_every_condition_is_shown(state: Condition) -> None:
-    """Status and health go together as VDS says: FAILED with FAILED, and HEALTHY only where redundancy is whole."""
+    """Status and health go together as VDS says: FAILED with FAILED, and HEALTHY only where redundancy is whole. A LUN whose
+    contents are not whole is not ready.
+    """
     world = IN[state]()
     status, health = state_of(world.document, world.observed, world.lun)
-    assert (status is LunStatus.FAILED) == (health is Health.FAILED) == (state is C.FAILED)
+    assert (status is LunStatus.FAILED) == (state is C.FAILED)
+    assert (status is LunStatus.NOT_READY) == (state in (C.FILLING, C.INCOMPLETE))
+    assert (health is Health.FAILED) == (state in (C.FAILED, C.INCOMPLETE))
     assert (health is Health.HEALTHY) == (state is C.HEALTHY)
+
+
+@pytest.mark.parametrize("state", [state for state in C if NEXT.get((state, Event.RESTORE)) is C.FILLING])
+def test_a_restore_puts_contents_right_and_nothing_else(state: Condition) -> None:
+    """Redundancy, doubts and drives that are set aside are what they were before it."""
+    after = restored(written(restoring(IN[state]())))
+    assert after.condition is (C.HEALTHY if state is C.INCOMPLETE else state)
+
+
+@pytest.mark.parametrize("state", [C.HEALTHY, C.DEGRADED, C.INCOMPLETE])
+def test_a_restore_given_up_before_it_wrote_leaves_the_lun_as_it_was(state: Condition) -> None:
+    """One that was not whole is no better for it."""
+    assert given_up(restoring(IN[state]())).condition is state
+
+
+def test_a_differential_shadow_copy_is_offline_while_the_kernel_does_not_have_it() -> None:
+    """Its own plex is a store, and shows nothing by itself; without its origin it has failed."""
+    document, origin = with_lun(drives(4), Layout.RAID1, "w", on=("d0", "d1"))
+    document, lun = with_lun(document, Layout.RAID1, "v", on=("d2", "d3"))
+    document = document.with_lun(
+        msgspec.structs.replace(lun, initialised=True, shadow=Shadow(origin=origin.uuid, taken=1000, chunk=128))
+    )
+    world = World(document, "AA")
+    assert world.condition is C.OFFLINE
+    for name in ("d0", "d1"):
+        document = provision.fail_drive(document, name).document
+    assert World(document, "AA").condition is C.FAILED
 
 
 def test_the_last_copy_on_a_failing_drive_is_told() -> None:

@@ -2,8 +2,8 @@
 
 The machine knows the rules that a plan can break (a name is taken, a device is in use, a table names a device that is not there,
 a member without superblock among members that have one) and the little of dm-raid that decides the next plan: superblocks, a leg
-that is given up when md meets its failure and called failed by the others' superblocks, a rebuild that a table asks for. What the
-real one does is tested in tests/kernel.
+that is given up when md meets its failure and called failed by the others' superblocks, a rebuild that a table asks for. And of
+dm-snapshot: who may write to an origin when. What the real one does is tested in tests/kernel.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,15 +27,20 @@ from blkrecov.stack import Layer
 from blkrecov.steps import (
     ClearInactive,
     CreateDevice,
+    DiscardExtent,
     Export,
     ForceResync,
+    FreezeFilesystems,
     RemoveDevice,
     RenameDevice,
     ReplaceTable,
     Rescan,
     Resume,
+    SetReady,
     SettleFailures,
     Step,
+    Suspend,
+    ThawFilesystems,
     Unexport,
     ZeroExtent,
 )
@@ -64,6 +69,10 @@ class Machine:
     devices: dict[str, Live] = field(default_factory=dict)
     plexes: dict[str, Plex] = field(default_factory=dict)
     exports: dict[UUID, tuple[str, int]] = field(default_factory=dict)
+    unready: set[UUID] = field(default_factory=set)
+    read_only: set[str] = field(default_factory=set)
+    invalid: set[str] = field(default_factory=set)
+    frozen: tuple[str, ...] = ()
     superblocks: dict[Place, Superblock] = field(default_factory=dict)
     made: int = 0
 
@@ -81,6 +90,7 @@ class Machine:
     def power_cut(self) -> None:
         """Memory is gone, and md left every bitmap as it was."""
         self.devices, self.plexes, self.exports = {}, {}, {}
+        self.unready, self.read_only, self.frozen = set(), set(), ()
 
     def rebuilt(self) -> None:
         """The kernel has regenerated every leg that it was at."""
@@ -116,7 +126,8 @@ class Machine:
         online = {drive.uuid for drive in document.drives if drive.online}
         backings = {drive: backing for drive, backing in self.backings.items() if drive in online}
         exports = {
-            uuid: Exported(disk="/dev/sda", naa="6001405", size=size) for uuid, (_, size) in self.exports.items()
+            uuid: Exported(disk="/dev/sda", naa="6001405", size=size, ready=uuid not in self.unready)
+            for uuid, (_, size) in self.exports.items()
         }
         seen = Observed(devices=live, backings=backings, exports=exports)
         idle = [lun for lun in document.luns if lun.layout.fault_tolerant and not seen.loaded(lun)]
@@ -129,6 +140,9 @@ class Machine:
         return Observed(devices=live, backings=backings, exports=exports, superblocks=superblocks)
 
     def _status(self, device: Live) -> Table:
+        if device.table and device.table[0].kind == "snapshot":
+            words = "Invalid" if device.name in self.invalid else "16/32768 16"
+            return (replace(device.table[0], params=words),)
         if device.name not in self.plexes or not device.table or device.table[0].kind != "raid":
             return ()
         kind, letters = device.table[0].params.split()[0], "".join(self.plexes[device.name].letters)
@@ -148,8 +162,9 @@ class Machine:
                     words = [words[0], *words[2 + int(words[1]) :]]
                 lines.append((line.start, line.length, line.kind, *words))
             letters = self.plexes[name].letters if name in self.plexes else []
-            found[name] = (device.uuid, lines, device.suspended, device.inactive, letters)
-        return found | {f"export {uuid}": export for uuid, export in self.exports.items()}
+            read_only = name in self.read_only
+            found[name] = (device.uuid, lines, device.suspended, device.inactive, letters, read_only)
+        return found | {f"export {uuid}": (*export, uuid not in self.unready) for uuid, export in self.exports.items()}
 
     # What steps do.
 
@@ -160,11 +175,23 @@ class Machine:
                 assert name not in self.devices, f"{name} is taken"
                 assert step.device.uuid not in {device.uuid for device in self.devices.values()}
                 self._load(name, step.device.uuid, f"253:{self.made}", step.device.table)
+                if step.device.read_only:
+                    self.read_only.add(name)
                 self.made += 1
             case ReplaceTable():
                 live = self.devices[step.name]
                 assert not live.inactive, f"{step.name} has a table that nobody asked for"
                 self._load(step.name, live.uuid, live.number, step.table)
+                assert step.read_only == (step.name in self.read_only), "LIO does not notice"
+            case Suspend():
+                assert self.devices[step.name].table, "there is nothing to suspend"
+                self.change(step.name, suspended=True)
+            case FreezeFilesystems():
+                assert not self.frozen, "frozen twice"
+                self.frozen = step.devices
+            case ThawFilesystems():
+                assert not any(device.suspended for device in self.devices.values()), "what thaws writes"
+                self.frozen = ()
             case ClearInactive():
                 self.change(step.name, inactive=False)
             case Resume():
@@ -176,6 +203,7 @@ class Machine:
                 assert not self._users(step.name), f"{step.name} is in use by {self._users(step.name)}"
                 del self.devices[step.name]
                 self.plexes.pop(step.name, None)
+                self.read_only.discard(step.name)
             case RenameDevice():
                 assert step.new not in self.devices, f"{step.new} is taken"
                 self.devices[step.new] = replace(self.devices.pop(step.name), name=step.new)
@@ -191,16 +219,25 @@ class Machine:
                 assert not any(place in plex.places for plex in self.plexes.values()), "a loaded superblock is changed"
                 self.superblocks[place] = replace(self.superblocks[place], resync_offset=0)
             case Export():
-                table = self.devices[step.node.removeprefix(NODE)].table
-                self.exports[step.uuid] = (step.node, sum(line.length for line in table))
+                assert step.read_only == (step.node.removeprefix(NODE) in self.read_only), "LIO refuses it, or writes"
+                self.exports[step.uuid] = (step.node, self._length(step.node.removeprefix(NODE)) if step.ready else 0)
+                if not step.ready:
+                    self.unready.add(step.uuid)
+            case SetReady():
+                assert step.ready == (step.uuid in self.unready), "it is that already"
+                self.unready ^= {step.uuid}
+                if step.ready:
+                    node = self.exports[step.uuid][0]
+                    self.exports[step.uuid] = (node, self._length(node.removeprefix(NODE)))
             case Unexport():
                 del self.exports[step.uuid]
+                self.unready.discard(step.uuid)
             case Rescan():
+                assert step.uuid not in self.unready, "its size would be 0 from now on"
                 node = self.exports[step.uuid][0]
-                self.exports[step.uuid] = (
-                    node,
-                    sum(line.length for line in self.devices[node.removeprefix(NODE)].table),
-                )
+                self.exports[step.uuid] = (node, self._length(node.removeprefix(NODE)))
+            case DiscardExtent():
+                pass
             case _:
                 raise AssertionError(f"converge does not give {step}")
 
@@ -210,16 +247,68 @@ class Machine:
         numbers = {backing.device: backing.number for backing in self.backings.values()}
         return numbers[word] if word.startswith("/dev/") else word
 
+    def _length(self, name: str) -> int:
+        return sum(line.length for line in self.devices[name].table)
+
     def _load(self, name: str, uuid: str, number: str, table: Table) -> None:
         table = tuple(
             replace(line, params=" ".join(self._resolve(word) for word in line.params.split())) for line in table
         )
+        for line in table:
+            self._refuse_short(line)
+        if table[0].kind == "snapshot":
+            self._refuse_unheld(table[0].params.split()[0])
         live = Live(
             name=name, uuid=uuid, number=number, table=table, status=(), suspended=False, inactive=False, open_count=0
         )
         if table[0].kind == "raid":
             self._load_raid(name, table[0].params.split())
         self.devices[name] = live
+
+    def _refuse_short(self, line: TargetLine) -> None:
+        """The kernel looks at a table's devices when it is loaded, and never again."""
+        words = line.params.split()
+        match line.kind:
+            case "linear":
+                needed = {words[0]: int(words[1]) + line.length}
+            case "mirror":
+                legs = words[3 + int(words[1]) :]
+                needed = {legs[0]: int(legs[1]) + line.length, legs[2]: int(legs[3]) + line.length}
+            case "snapshot" | "snapshot-origin":
+                needed = {words[0]: line.length}
+            case "raid":
+                legs = words[4 + int(words[1]) :: 2]
+                parity = {"raid4": 1, "raid5_ls": 1, "raid6_zr": 2}
+                width = {"raid1": 1, "raid10": len(legs) // 2}.get(words[0], len(legs) - parity.get(words[0], 0))
+                needed = dict.fromkeys(legs, line.length // width)
+            case _:
+                needed = {}
+        for live in self.devices.values():
+            end = sum(own.length for own in live.table)
+            assert needed.get(live.number, 0) <= end, f"{line} reaches beyond the {end} sectors of {live.name}"
+
+    def _refuse_unheld(self, plex: str) -> None:
+        """While a shadow copy is made nobody writes to its origin: past the device that saves what is overwritten, or through
+        one that is not resumed afterwards, and so does not look at the new shadow copy's chunks.
+        """
+        for live in self.devices.values():
+            if any(
+                line.kind in ("linear", "snapshot-origin", "mirror") and plex in line.params.split()
+                for line in live.table
+            ):
+                assert live.suspended, f"{live.name} writes to an origin while a shadow copy of it is made"
+
+    def _refuse_past(self) -> None:
+        """What is written to a LUN with shadow copies goes through its device `origin`."""
+        numbers = {live.number: live for live in self.devices.values()}
+        origins = {
+            line.params.split()[0] for live in self.devices.values() for line in live.table if line.kind == "snapshot"
+        }
+        for live in self.devices.values():
+            if live.suspended or (live.table and live.table[0].kind in ("snapshot", "snapshot-origin")):
+                continue
+            past = origins & {word for line in live.table for word in line.params.split()}
+            assert not past, f"{live.name} writes past the shadow copies of {[numbers[one].name for one in past]}"
 
     def _load_raid(self, name: str, words: list[str]) -> None:
         options = words[2 : 2 + int(words[1])]
@@ -306,10 +395,12 @@ class Machine:
         return [step for group in groups for step in group.steps]
 
     def run(self, document: Document, *, unclean: bool = False, limit: int | None = None) -> list[Step]:
-        """Carry the plan out, or its first `limit` steps; return it whole."""
+        """Carry the plan out, or its first `limit` steps; return it whole. What a dead process has frozen is thawed before."""
+        self.frozen = ()
         plan = self.plan(document, unclean=unclean)
         for step in plan[:limit]:
             self.act(step)
+            self._refuse_past()
         return plan
 
 

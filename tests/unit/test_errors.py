@@ -24,6 +24,15 @@ CLASSES = [item for item in vars(errors).values() if isinstance(item, type) and 
         (Code.VDS_E_PROVIDER_CACHE_CORRUPT, Family.VDS, "0x8004241F"),
         (Code.VDS_E_OBJECT_STATUS_FAILED, Family.VDS, "0x80042431"),
         (Code.VDS_E_PROVIDER_FAILURE, Family.VDS, "0x80042442"),
+        (Code.VSS_E_BAD_STATE, Family.VSS, "0x80042301"),
+        (Code.VSS_E_PROVIDER_VETO, Family.VSS, "0x80042306"),
+        (Code.VSS_E_OBJECT_NOT_FOUND, Family.VSS, "0x80042308"),
+        (Code.VSS_S_ASYNC_PENDING, Family.VSS, "0x00042309"),
+        (Code.VSS_S_ASYNC_FINISHED, Family.VSS, "0x0004230A"),
+        (Code.VSS_S_ASYNC_CANCELLED, Family.VSS, "0x0004230B"),
+        (Code.VSS_E_VOLUME_NOT_SUPPORTED, Family.VSS, "0x8004230C"),
+        (Code.VSS_E_INSUFFICIENT_STORAGE, Family.VSS, "0x8004231F"),
+        (Code.VSS_E_CANNOT_REVERT_DISKID, Family.VSS, "0x800423FE"),
     ],
 )
 def test_a_code_is_its_specification_s_number(code: Code, family: Family, text: str) -> None:
@@ -38,10 +47,17 @@ def test_a_code_has_its_own_number(code: Code) -> None:
     assert same == [code]
 
 
-@pytest.mark.parametrize("code", [code for code in Code if code is not Code.S_OK])
-def test_an_error_s_code_is_a_failure(code: Code) -> None:
-    """The severity bit: callers that test it alone must see a failure."""
-    assert code.hresult & 0x80000000
+@pytest.mark.parametrize("code", Code)
+def test_a_code_s_name_and_its_severity_bit_agree(code: Code) -> None:
+    """Callers test the bit alone. IVssAsync's three states are successes, the cancelled one too (vss.h)."""
+    assert bool(code.hresult & 0x80000000) == ("E_" in code.name)
+    assert ("E_" in code.name) != (code is Code.S_OK or code.name.startswith("VSS_S_"))
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_an_error_s_code_is_a_failure(kind: type[BlkrecovError]) -> None:
+    """But for a restore that was cancelled, which its specification calls a success."""
+    assert bool(kind.code.hresult & 0x80000000) == (kind is not errors.RestoreCancelled)
 
 
 @pytest.mark.parametrize("kind", CLASSES)

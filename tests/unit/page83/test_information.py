@@ -30,7 +30,7 @@ from blkrecov.page83.information import (
     to_json,
 )
 
-GOLDEN = Path(__file__).parents[1] / "golden/page83-lio-loopback.txt"
+GOLDEN = Path(__file__).parents[2] / "golden/page83-lio-loopback.txt"
 ONE, TWO = UUID(int=1), UUID(int=2)
 NAA = "60014050123456789abcdef012345678"
 OTHER_NAA = "6001405fedcba9876543210fedcba987"
