@@ -17,6 +17,7 @@ import msgspec
 
 from blkrecov import flapping, pressure, recover, replace, schedule, scrub, shadows, tasks, turns
 from blkrecov.catalog import Discovered
+from blkrecov.condition import fills_up
 from blkrecov.converge import Group, converge, converge_ports, take_note
 from blkrecov.dm import counters, names
 from blkrecov.dm.events import EventWatcher
@@ -51,7 +52,7 @@ from blkrecov.restoring import Restoring
 from blkrecov.resync import COPIES
 from blkrecov.running import Progress
 from blkrecov.settings import Settings
-from blkrecov.shadows import FULL_PERCENT, ShadowRequest
+from blkrecov.shadows import ShadowRequest
 from blkrecov.units import GIB, Bytes, Sectors, format_size, in_bytes, sectors
 
 if TYPE_CHECKING:
@@ -723,11 +724,11 @@ class Array(Restoring):
             usage = self.observed.store(lun)
             if not isinstance(usage, SnapshotUsage):
                 continue
-            percent = 100 * usage.allocated // usage.total
-            if percent < FULL_PERCENT:
+            if not fills_up(self.observed, lun):
                 self._filling.discard(lun.uuid)
             elif lun.uuid not in self._filling:
                 self._filling.add(lun.uuid)
+                percent = 100 * usage.allocated // usage.total
                 size = in_bytes(Sectors(2 * usage.total))
                 message = f"the store of shadow copy {lun.name} is {percent} % full; when it overflows the copy is lost"
                 remedy = f"give it more room: blkrecov snapshot extend {lun.name} --store {size}"

@@ -9,7 +9,7 @@
     REBUILDING    the kernel regenerates substitutes
     SYNCING       the kernel makes members equal: at the beginning, after a power cut, when it repairs
     SUSPECT       members may disagree, or do by a scrub's count
-    FAILING       all is well but a drive, which is set aside
+    FAILING       all is well but a drive, which is set aside; or a shadow copy's store fills up
     HEALTHY
 
 The first that fits, in this order, is the LUN's: what is worst decides.
@@ -19,11 +19,15 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
-from blkrecov.dm.status import LegHealth, RaidStatus, SyncAction
+from blkrecov.dm.status import LegHealth, RaidStatus, SnapshotUsage, SyncAction
 from blkrecov.model import Document, Health, Lun, LunStatus, MemberState
 from blkrecov.observed import Observed
 
 _SYNCING: Final = (SyncAction.RESYNC, SyncAction.RECOVER, SyncAction.REPAIR)
+
+
+# From here on a store is said to fill up.
+FULL_PERCENT: Final = 80
 
 
 class Condition(StrEnum):
@@ -70,7 +74,7 @@ def condition(document: Document, observed: Observed, lun: Lun) -> Condition:
         return Condition.SYNCING
     if lun.suspect or lun.mismatches:
         return Condition.SUSPECT
-    return Condition.FAILING if endangered(document, lun) else Condition.HEALTHY
+    return Condition.FAILING if endangered(document, lun) or fills_up(observed, lun) else Condition.HEALTHY
 
 
 def state_of(document: Document, observed: Observed, lun: Lun) -> tuple[LunStatus, Health]:
@@ -78,13 +82,19 @@ def state_of(document: Document, observed: Observed, lun: Lun) -> tuple[LunStatu
     found = condition(document, observed, lun)
     status, health = _SHOWN[found]
     weak = endangered(document, lun)
-    if found is Condition.FAILING and not lun.layout.fault_tolerant:
+    if found is Condition.FAILING and (not lun.layout.fault_tolerant or fills_up(observed, lun)):
         return status, Health.FAILING
     if found in (Condition.DEGRADED, Condition.HELD):
         unusable = observed.lost(document, lun) | lun.rebuilding
         if any(not lun.layout.survives(len(lun.members), unusable | {index}) for index in weak - unusable):
             return status, Health.FAILED_REDUNDANCY_FAILING
     return status, health
+
+
+def fills_up(observed: Observed, lun: Lun) -> bool:
+    """Whether a shadow copy's store has little room left; when it overflows, the shadow copy is lost."""
+    usage = observed.store(lun)
+    return isinstance(usage, SnapshotUsage) and 100 * usage.allocated >= FULL_PERCENT * usage.total
 
 
 def is_syncing(raid: RaidStatus | None) -> bool:

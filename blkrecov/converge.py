@@ -67,23 +67,32 @@ def take_note(document: Document, observed: Observed, *, unclean: bool) -> Docum
         if lun.layout.fault_tolerant:
             document = document.with_lun(_noted(document, observed, lun, unclean=unclean))
         document = document.with_lun(_without_vain_copies(document, observed, document.lun_of(lun.uuid)))
+    document = _without_half_sets(document, observed)
     for lun in document.luns:
         document = _with_shadow_noted(document, observed, lun)
     return document
 
 
-def _with_shadow_noted(document: Document, observed: Observed, lun: Lun) -> Document:
-    """The document with a shadow copy that has lost its contents, or never had them, known as such.
+def _without_half_sets(document: Document, observed: Observed) -> Document:
+    """The document without shadow copies whose making was cut short: some of them would show a moment that others do not."""
+    unmade = [lun for lun in document.luns if lun.shadow is not None and lun.differential and not lun.shadow.taken]
+    if all(observed.store(lun) is not None for lun in unmade):
+        return document
+    for lun in unmade:
+        document = document.without_unmade(lun)
+    return document
 
-    One whose making was cut short shows no moment that anybody asked for. One that missed a write of its origin shows nothing
-    that ever was: the kernel says so where it saw it, and does not know where the store was away.
+
+def _with_shadow_noted(document: Document, observed: Observed, lun: Lun) -> Document:
+    """The document with a shadow copy that has lost its contents known as such.
+
+    One that missed a write of its origin shows nothing that ever was. The kernel says so where it saw it; where the store was
+    away it does not know, and takes it for good when it is back.
     """
     shadow = lun.shadow
     if shadow is None or not lun.differential or shadow.lost:
         return document
     said = observed.store(lun)
-    if said is None and not shadow.taken:
-        return document.without_unmade(lun)
     lost = ""
     if isinstance(said, SnapshotTrouble):
         lost = "its store was full, or could not be written"

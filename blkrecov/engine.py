@@ -190,7 +190,6 @@ class Engine:
     def assemble(self) -> None:
         """Make the kernel's devices what the document says; for all LUNs that can be, whatever the others do."""
         before = self.document
-        self._freezer.thaw()
         self._clear_up()
         self._attach()
         self.observe()
@@ -205,6 +204,8 @@ class Engine:
         if noted != self.document or self._stale_carriers():
             self.store(noted)
         self._run(converge(self.document, self.observed, unclean=unclean), wanted=frozenset())
+        # Not before: what is frozen may be on a LUN that is suspended still, and to thaw it is to write to it.
+        self._freezer.thaw()
         self._stamp()
         self._remember()
         self._publish()

@@ -36,7 +36,7 @@ class Freezer:
         Raises: ProviderFailure, with nothing frozen, where a file system refuses.
         """
         points = sorted({path for device in devices for path, _ in observer.mounts(device)})
-        frozen: list[str] = []
+        frozen = list(self._read())
         for point in points:
             self._write((*frozen, point))
             try:

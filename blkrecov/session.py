@@ -11,7 +11,7 @@ shadow copy provider may return leave here, and each VSS_E_PROVIDER_VETO has its
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from uuid import UUID
 
 from blkrecov import resync, surroundings, tasks
@@ -21,6 +21,7 @@ from blkrecov.errors import (
     AccessDenied,
     BadState,
     BlkrecovError,
+    CancelTooLate,
     Code,
     Family,
     IdentityMismatch,
@@ -32,12 +33,14 @@ from blkrecov.errors import (
     ObjectNotFound,
     OutOfResources,
     ProviderVeto,
+    RestoreCancelled,
     ShadowNotFound,
+    TimedOut,
     VolumeNotSupported,
     resources,
 )
 from blkrecov.events import EventKind
-from blkrecov.model import Lun, Task
+from blkrecov.model import Lun, Phase, Task
 from blkrecov.page83 import information, lun_information
 from blkrecov.page83.identity import naa_of_serial, serial_of
 from blkrecov.page83.information import LunInformation, NotEligible
@@ -76,13 +79,19 @@ class RestoreSession:
     def resync_luns(self, sources: Sequence[LunInformation], targets: Sequence[LunInformation]) -> Task:
         """IVssHardwareSnapshotProviderEx::ResyncLuns: element i of the one goes onto element i of the other.
 
-        Raises: InvalidArgument for arrays of different lengths; what add() and resync() do.
+        Raises: InvalidArgument for arrays of different lengths, and for a LUN that is in them twice; what add() and resync() do.
         """
         if len(sources) != len(targets):
             raise InvalidArgument(
                 f"{len(sources)} sources and {len(targets)} targets are no pairs",
                 remedy="give as many of the one as of the other",
             )
+        # What is wrong with the call, and with the machine, is told before what is wrong with a LUN.
+        named = [each.device_id_descriptor for each in (*sources, *targets)]
+        if len(set(named)) < len(named):
+            raise InvalidArgument("one LUN is named twice", remedy="name each LUN once")
+        self._refuse_unbegun()
+        surroundings.refuse_unless_normal()
         for source, target in zip(sources, targets, strict=True):
             self.add(source, target)
         return self.resync()
@@ -119,13 +128,27 @@ class RestoreSession:
         """IVssAsync::QueryStatus. Raises: BadState before resync()."""
         return tasks.vss_status(self._array.document.task(self._number()))
 
-    def wait(self, *, on_progress: Callable[[Progress], None] | None = None, timeout_s: float | None = None) -> Task:
-        """IVssAsync::Wait. What came of it status() says. Raises: BadState; TimedOut."""
-        return self._array.wait(self._number(), on_progress=on_progress, timeout_s=timeout_s)
+    def wait(self, *, on_progress: Callable[[Progress], None] | None = None, timeout_s: float | None = None) -> Code:
+        """IVssAsync::Wait: S_OK when it has ended, and when the time is over; what came of it status() says. Raises: BadState."""
+        with suppress(TimedOut):
+            self._array.wait(self._number(), on_progress=on_progress, timeout_s=timeout_s)
+        return Code.S_OK
 
-    def cancel(self) -> Task:
-        """IVssAsync::Cancel. Raises: BadState; RestoreCancelled for one that is that already, CancelTooLate."""
-        return self._array.cancel(self._number())
+    def cancel(self) -> Code:
+        """IVssAsync::Cancel: S_OK for what is cancelled now, VSS_S_ASYNC_CANCELLED for what was before, VSS_S_ASYNC_FINISHED for
+        what is done or about to be, the operation's own error where it has failed. Raises: BadState.
+        """
+        number = self._number()
+        try:
+            self._array.cancel(number)
+        except RestoreCancelled:
+            return Code.VSS_S_ASYNC_CANCELLED
+        except CancelTooLate:
+            task = self._array.document.task(number)
+            if task.state.ended:
+                return tasks.vss_status(task)
+            return Code.VSS_S_ASYNC_CANCELLED if tasks.phase(task) is Phase.UNDO else Code.VSS_S_ASYNC_FINISHED
+        return Code.S_OK
 
     def _number(self) -> int:
         if self._task is None:

@@ -30,8 +30,6 @@ LARGEST_CHUNK: Final = Bytes(512 * KIB)
 # A store of this part of its origin, unless another size is asked for.
 STORE_PARTS: Final = 5
 LEAST_STORE: Final = Bytes(16 * MIB)
-# From here on a store is said to fill up.
-FULL_PERCENT: Final = 80
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
