@@ -83,7 +83,8 @@ class Actor:
                 start.wait(step.name)
                 self._show(step.name, visible=step.visible)
             case Suspend():
-                self._control.suspend(step.name)
+                # Whoever wants what is mounted from it frozen has done so, and the kernel freezes nothing twice.
+                self._control.suspend(step.name, freeze=False)
                 return partial(self._control.resume, step.name, visible=step.visible)
             case FreezeFilesystems():
                 self._freezer.freeze(step.devices)

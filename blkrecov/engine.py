@@ -153,7 +153,7 @@ class Engine:
         self._lock = lock
         self._control = owned.enter_context(Control())
         self._exporter = Exporter()
-        self._freezer = Freezer(settings.volatile / "frozen")
+        self._freezer = Freezer(settings.volatile / f"{found.document.array.hex[:8]}.frozen")
         self._actor = Actor(self._control, self._exporter, self.counter, self._freezer)
         self.document: Document = found.document
         self.labels: dict[UUID, Label] = {uuid: item.label for uuid, item in found.drives.items()}

@@ -19,7 +19,7 @@ from blkrecov.changes import Runs
 from blkrecov.converge import converge
 from blkrecov.dm import cow, mirror_log, names
 from blkrecov.dm.status import SnapshotUsage
-from blkrecov.drives import holes, raw
+from blkrecov.drives import holes, loop, raw
 from blkrecov.drives.store import DriveIoError
 from blkrecov.engine import Lock, fresh_ids
 from blkrecov.errors import (
@@ -31,8 +31,9 @@ from blkrecov.errors import (
     RestoreCancelled,
     VolumeNotSupported,
 )
-from blkrecov.model import Lun, MemberState, Phase, Task, TaskState
+from blkrecov.model import Drive, Lun, MemberState, Phase, Task, TaskState
 from blkrecov.page83 import lun_information, sysfs
+from blkrecov.page83.export import can_discard
 from blkrecov.page83.information import NO_SIGNATURE, LunInformation
 from blkrecov.resync import Facts, Wish
 from blkrecov.running import Running
@@ -62,8 +63,8 @@ class Restoring(Running):
     def advance(self, number: int) -> Task:
         """Look at a task's work in the kernel, and do what is due."""
 
-    def facts(self, wish: Wish, *, revert: bool) -> Facts:
-        """What is to be known of a pair before anything is done for it.
+    def facts(self, wish: Wish, *, revert: bool, patience_s: float = HOLD_PATIENCE_S) -> Facts:
+        """What is to be known of a pair before anything is done for it. Who holds the target has so long to let go.
 
         Raises: CannotRevertDiskId; DriveIoError.
         """
@@ -74,7 +75,7 @@ class Restoring(Running):
             return Facts(signature=self._wanted_signature(source, None, revert=revert))
         differs = self.differs(source, target)
         return Facts(
-            holders=self._lasting_holders(target),
+            holders=self._lasting_holders(target, patience_s),
             strangers=self._strangers(source, target),
             signature=self._wanted_signature(source, target, revert=revert),
             differs=differs,
@@ -87,12 +88,20 @@ class Restoring(Running):
         return frozenset(
             drive.uuid
             for drive in self.document.drives
-            if drive.uuid in self.observed.backings and Path(drive.path).is_file()
+            if self._file_of(drive) is not None and can_discard(self.observed.backings[drive.uuid].device)
         )
 
-    def _lasting_holders(self, lun: Lun) -> tuple[str, ...]:
+    def _file_of(self, drive: Drive) -> str | None:
+        """The file behind a drive's loop device; none for a block device, and where the path leads to another file by now."""
+        backing = self.observed.backings.get(drive.uuid)
+        if backing is None or not Path(drive.path).is_file():
+            return None
+        attached = loop.find(drive.path)
+        return drive.path if attached is not None and attached.path == backing.device else None
+
+    def _lasting_holders(self, lun: Lun, patience_s: float) -> tuple[str, ...]:
         """Who has a LUN open, and does not let go in time."""
-        deadline = time.monotonic() + HOLD_PATIENCE_S
+        deadline = time.monotonic() + patience_s
         while found := self.holders(lun):
             if time.monotonic() >= deadline:
                 break
@@ -157,8 +166,8 @@ class Restoring(Running):
             return changes.whole(length)  # Members may differ where one has a hole.
         found = {}
         for index, member in enumerate(lun.members):
-            path = self.document.drive_of(member.drive).path
-            if member.state is MemberState.IN_SYNC and member.drive in self.observed.backings and Path(path).is_file():
+            path = self._file_of(self.document.drive_of(member.drive))
+            if member.state is MemberState.IN_SYNC and path is not None:
                 found[index] = holes.data(path, member.data)
         return changes.data_of(lun, found, length)
 
@@ -318,7 +327,8 @@ class Restoring(Running):
             return self._seed_anew(task, logless)
         if all(copy.complete for copy in copies.values()):
             return self._copied(task, targets)
-        stuck = next((self.trouble[target.uuid] for target in targets if target.uuid in self.trouble), None)
+        unmade = (target for target in targets if target.restore and not self.observed.copy(target.restore))
+        stuck = next((self.trouble[target.uuid] for target in unmade if target.uuid in self.trouble), None)
         if stuck is not None:
             return self._turn_back(task, ProviderVeto(stuck.message, remedy=stuck.remedy))
         return self._told(self.progress(task.id))

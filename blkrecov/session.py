@@ -45,6 +45,7 @@ from blkrecov.page83 import information, lun_information
 from blkrecov.page83.identity import naa_of_serial, serial_of
 from blkrecov.page83.information import LunInformation, NotEligible
 from blkrecov.proposal import Proposal
+from blkrecov.restoring import HOLD_PATIENCE_S
 from blkrecov.resync import Options, Wish
 from blkrecov.running import Progress
 
@@ -114,11 +115,11 @@ class RestoreSession:
 
     def start(self, proposal: Proposal, task: Task, options: Options | None = None) -> Task:
         """Begin what was proposed just now. Raises: ProviderVeto, OutOfResources."""
-        forced = options.forced if options is not None else frozenset()
+        options = options or Options()
         with self._as_provider(), ExitStack() as claims:
             # Nobody gets hold of a target between the look and the moment from which on it is not ready.
             for wish in self._wishes:
-                if wish.target is not None and naa_of_serial(serial_of(wish.target.uuid)) not in forced:
+                if wish.target is not None and not _is_forced(wish, options):
                     claims.enter_context(self._array.claimed(wish.target))
             task = self._array.start(proposal, task)
         self._task = task.id
@@ -241,6 +242,10 @@ def in_provider_words(error: BlkrecovError) -> BlkrecovError:
         if isinstance(error, theirs):
             kind = ours
     return kind(error.message, remedy=error.remedy)
+
+
+def _is_forced(wish: Wish, options: Options) -> bool:
+    return wish.target is not None and naa_of_serial(serial_of(wish.target.uuid)) in options.forced
 
 
 def _is_uuid(text: str) -> bool:

@@ -411,11 +411,12 @@ def _configure(backstore: Path, device_node: str, name: str, serial: str, *, rea
         for attribute, text in (("vendor_id", VENDOR), ("product_id", name[:16])):
             if (backstore / "wwn" / attribute).exists():
                 _write(backstore / "wwn" / attribute, text)
-        if _can_discard(device_node):
+        if can_discard(device_node):
             _write(backstore / "attrib/emulate_tpu", "1")
 
 
-def _can_discard(device_node: str) -> bool:
+def can_discard(device_node: str) -> bool:
+    """Whether what is below a block device takes discards."""
     limit = Path("/sys/class/block", Path(device_node).resolve().name, "queue/discard_max_bytes")
     return limit.exists() and int(_read(limit)) > 0
 
