@@ -202,7 +202,10 @@ class RestoreSession:
                 if lun is not None:
                     array.verify(lun)
         resync.refuse_another(array.document)
-        facts = [array.facts(wish, revert=revert) for wish in wishes]
+        facts = [
+            array.facts(wish, revert=revert, patience_s=0.0 if _is_forced(wish, options) else HOLD_PATIENCE_S)
+            for wish in wishes
+        ]
         made = resync.propose(array.document, wishes, facts, options, fresh_ids(), array.blanking)
         resync.refuse_dangerous(array.document, array.observed, wishes, facts, options)
         return made
