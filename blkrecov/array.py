@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -180,9 +180,12 @@ class Array(Restoring):
 
     # Tasks.
 
-    def start(self, proposal: Proposal, task: Task) -> Task:
-        """Start a task's work in the kernel. It goes on without us."""
-        with resources():
+    def start(self, proposal: Proposal, task: Task, *, holding: AbstractContextManager[object] | None = None) -> Task:
+        """Start a task's work in the kernel. It goes on without us.
+
+        `holding` ends when the proposal is carried out: what follows may be the task's end already.
+        """
+        with resources(), holding or nullcontext():
             self.carry_out(proposal)
         return self._started(task)
 
@@ -263,8 +266,9 @@ class Array(Restoring):
     def _give_turns(self) -> None:
         """A task has ended: others may have waited for its drives, and the machine's limits may have been its wish."""
         self._set_limits()
-        for waiting in turns.queued(self.document, self.observe()):
-            self._try_turn(waiting)
+        if any(task.state is TaskState.QUEUED for task in self.document.tasks):
+            for waiting in turns.queued(self.document, self.observe()):
+                self._try_turn(waiting)
 
     def _try_turn(self, task: Task) -> Task:
         lun = self.document.lun_of(task.lun)

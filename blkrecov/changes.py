@@ -22,6 +22,7 @@ Runs: TypeAlias = tuple[Extent, ...]
 
 # A mirror target copies one region at a time. Several side by side are faster (stack.py).
 PARTS: Final = 16
+REGIONS_EACH: Final = 32
 PART: Final = Sectors(16 * MIB // SECTOR)
 # A target rewrites all of its log twice for each region that it copies: that is kept short.
 MANY_REGIONS: Final = 2**17
@@ -110,14 +111,21 @@ class Part:
         return -(-self.length // self.region)
 
 
-def divide(length: int, region: int) -> tuple[Part, ...]:
-    """How `length` sectors are shared out to mirror targets. Parts begin where regions do, and none is longer than the last.
+def parts(dirty: int) -> int:
+    """How many mirror targets are worth their making for so many dirty regions: each has a log, which is a device of its own."""
+    return min(max(dirty // REGIONS_EACH, 1), PARTS)
+
+
+def divide(length: int, region: int, most: int = 0) -> tuple[Part, ...]:
+    """How `length` sectors are shared out to mirror targets, `most` of them at most; PARTS, where it does not say.
+
+    Parts begin where regions do, and none is longer than the last.
 
     `region` is a power of two from 2 to `length`: the kernel takes no other (drivers/md/dm-log.c, _check_region_size()).
     """
     assert region.bit_count() == 1, f"regions of {region} sectors"
     assert region <= length, f"a region of {region} sectors in {length}"
-    count = min(max(length // max(region, PART), 1), PARTS)
+    count = min(max(length // max(region, PART), 1), most or PARTS)
     each = round_down(length // count, max(region, UNIT)) if count > 1 else length
     starts = [number * each for number in range(count)]
     ends = (*starts[1:], length)

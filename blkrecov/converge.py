@@ -285,11 +285,13 @@ class _Plan:
         return False
 
     def moment(self) -> Iterator[Step]:
-        """New shadow copies of LUNs that are in use: all of one moment, in which nobody writes to any of them."""
+        """New shadow copies of LUNs that are in use: all of one moment, in which nobody writes to any of them. A node that fails
+        is in nobody's use.
+        """
         held = []
         for lun in self.document.luns:
             live = self.observed.devices.get(names.dm_uuid(lun.uuid, "lun"))
-            if live is not None and live.table and self.unmade(lun) and not self.unreachable(lun):
+            if live is not None and any(line.kind != "error" for line in live.table) and self.unmade(lun):
                 held.append((lun, live))
         for lun, _ in held:
             yield from self.base(lun)
@@ -331,7 +333,7 @@ class _Plan:
         comparing = {
             names.dm_uuid(lun.restore.uuid, role)
             for lun in self.document.luns
-            if lun.restore is not None and lun.restore.comparing
+            if lun.restore is not None and stack.comparing(self.document, lun)
             for role in stack.COMPARISON
         }
         self.compared = comparing
@@ -341,6 +343,8 @@ class _Plan:
             if names.is_copy(_role(live)) and uuid not in wanted | comparing and uuid not in self.goners
         }
         self.gone = frozenset(copies)
+        # A copy with another log has the names of the one before it.
+        self.taken = {name: uuid for name, uuid in self.taken.items() if uuid not in self.gone}
         yield from _removed(copies.values())
 
     def legs(self, lun: Lun) -> Iterator[Step]:

@@ -202,6 +202,8 @@ class Restore(msgspec.Struct, frozen=True):
     source: UUID
     length: int = 0
     region: int = 0
+    parts: int = 0
+    """How many mirrors share it, at most (changes.divide())."""
     todo: int = 0
     """Sectors to copy, in whole regions; the rest is equal already."""
     drive: UUID | None = None

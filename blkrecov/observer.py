@@ -49,22 +49,18 @@ def devices(control: Control, document: Document) -> dict[str, Live]:
     return found
 
 
-def exports(exporter: Exporter, array: str) -> dict[UUID, Exported]:
-    """This array's SCSI disks, by LUN."""
+def exports(exporter: Exporter, array: str) -> tuple[dict[UUID, Exported], frozenset[str]]:
+    """(this array's SCSI disks, by LUN; nodes of this array that half-made exports hold)."""
+    known, half_made = exporter.survey()
     found = {}
-    for export in exporter.exports():
+    for export in known:
         parts = names.split_dm_name(f"{names.PREFIX}-{export.name}")
         if parts is not None and parts[0] == array:
             found[UUID(hex=export.serial)] = Exported(
-                disk=export.disk, naa=export.naa, size=sysfs.size(export.disk), ready=exporter.is_ready(export)
+                disk=export.disk, naa=export.naa, size=sysfs.size(export.disk), ready=export.ready
             )
-    return found
-
-
-def remains(exporter: Exporter, array: str) -> frozenset[str]:
-    """Nodes of this array that half-made exports hold."""
-    devices = (f"{names.PREFIX}-{name}" for name in exporter.remains())
-    return frozenset(node(name) for name in devices if (names.split_dm_name(name) or ("",))[0] == array)
+    devices = (f"{names.PREFIX}-{name}" for name in half_made)
+    return found, frozenset(node(name) for name in devices if (names.split_dm_name(name) or ("",))[0] == array)
 
 
 def observe(
@@ -72,13 +68,14 @@ def observe(
 ) -> Observed:
     """All of an array's state in the kernel. `backings` gives the block device of each drive that is there."""
     live = devices(control, document)
+    exported, remains = exports(exporter, document.name)
     observed = Observed(
         devices=live,
         backings={
             drive: Backing(device=device, number=catalog.number_of(device)) for drive, device in backings.items()
         },
-        exports=exports(exporter, document.name),
-        remains=remains(exporter, document.name),
+        exports=exported,
+        remains=remains,
     )
     idle = [lun for lun in document.luns if lun.layout.fault_tolerant and not observed.loaded(lun)]
     return dataclasses.replace(observed, superblocks=superblocks(idle, backings, counter))

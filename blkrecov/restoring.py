@@ -63,6 +63,10 @@ class Restoring(Running):
     def advance(self, number: int) -> Task:
         """Look at a task's work in the kernel, and do what is due."""
 
+    @abstractmethod
+    def _note(self, *, settle: bool = True) -> bool:
+        """Write down what was lost, and tell it. Whether there was anything."""
+
     def facts(self, wish: Wish, *, revert: bool, patience_s: float = HOLD_PATIENCE_S) -> Facts:
         """What is to be known of a pair before anything is done for it. Who holds the target has so long to let go.
 
@@ -201,12 +205,15 @@ class Restoring(Running):
         region = resync.region(self.document, lun, runs, source.size)
         drive = self.document.drive_of(restore.drive)
         port = self._actor.path_of(stack.node(names.drive_name(self.document.name, drive.name)))
-        for number, part in enumerate(changes.divide(source.size, region)):
+        todo = changes.total(changes.rounded(runs, region, source.size))
+        count = changes.parts(-(-todo // region))
+        while changes.divide(source.size, region, count)[-1].regions > changes.MANY_REGIONS:
+            count += 1
+        for number, part in enumerate(changes.divide(source.size, region, count)):
             log = mirror_log.seeded(part.regions, changes.dirty_regions(runs, part))
             where = restore.log[0].start + number * stack.COPY_LOG_LENGTH
             raw.write(port, in_bytes(Sectors(where)), log, self.counter)
-        todo = changes.total(changes.rounded(runs, region, source.size))
-        begun = msgspec.structs.replace(restore, length=source.size, region=region, todo=todo)
+        begun = msgspec.structs.replace(restore, length=source.size, region=region, parts=count, todo=todo)
         return msgspec.structs.replace(lun, restore=begun)
 
     # Comparing.
@@ -312,6 +319,8 @@ class Restoring(Running):
         """Shadow copies are put on LUNs: all of them end, or none does."""
         error = resync.trouble(self.document, self.observed, task)
         if error is not None:
+            # A shadow copy that was lost may call itself good when it is loaded anew.
+            self._note(settle=False)
             return self._turn_back(task, error)
         if task.paused:
             return task
@@ -446,6 +455,10 @@ class Restoring(Running):
                 self.store(self._accounted(undone, undone.task(task.id)))
                 self._run(converge(self.document, self.observe()), wanted=frozenset())
                 return self.document.task(task.id)
+        if tasks.phase(task) is Phase.UNDO:
+            error = ProviderVeto(
+                f"{task.message}; what was there before cannot be put back: {error.message}", remedy=task.remedy
+            )
         cancelled = isinstance(error, RestoreCancelled)
         ended = tasks.cancelled(task) if cancelled else tasks.failed(task, error)
         # First the event: who is told the code finds it there.

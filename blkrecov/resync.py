@@ -347,7 +347,7 @@ def copied(observed: Observed, lun: Lun) -> Copied:
     """What the kernel says of a LUN's copy."""
     restore = lun.restore
     assert restore is not None
-    parts = changes.divide(restore.length, restore.region) if restore.length else ()
+    parts = changes.divide(restore.length, restore.region, restore.parts) if restore.length else ()
     mirrors = observed.copy(restore)
     there = bool(parts) and len(mirrors) == len(parts)
     left = sum((mirror.status.total - mirror.status.done) * restore.region for mirror in mirrors) if there else 0

@@ -117,11 +117,12 @@ class RestoreSession:
         """Begin what was proposed just now. Raises: ProviderVeto, OutOfResources."""
         options = options or Options()
         with self._as_provider(), ExitStack() as claims:
-            # Nobody gets hold of a target between the look and the moment from which on it is not ready.
+            # Nobody gets hold of a target between the look and the moment from which on it is not ready. When it is ready again
+            # a claim would keep the kernel from looking for partitions.
             for wish in self._wishes:
                 if wish.target is not None and not _is_forced(wish, options):
                     claims.enter_context(self._array.claimed(wish.target))
-            task = self._array.start(proposal, task)
+            task = self._array.start(proposal, task, holding=claims)
         self._task = task.id
         return task
 

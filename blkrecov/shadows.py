@@ -132,12 +132,12 @@ def undo(document: Document, target: Lun, name: str, needed: int, ids: Iterator[
 
 
 def _differential(document: Document, origin: Lun, request: ShadowRequest, ids: Iterator[UUID]) -> Lun:
-    chunk = sectors(request.chunk)
     if request.chunk.bit_count() != 1 or not LEAST_CHUNK <= request.chunk <= LARGEST_CHUNK:
         raise InvalidArgument(
             f"chunks of {request.chunk} bytes are none that a store can have",
             remedy=f"give a power of two from {format_size(LEAST_CHUNK)} to {format_size(LARGEST_CHUNK)}",
         )
+    chunk = sectors(request.chunk)
     others = [other.shadow.chunk for other in document.shadows_of(origin.uuid) if other.shadow is not None]
     if any(other != chunk for other in others):
         raise InvalidArgument(

@@ -52,7 +52,7 @@ from blkrecov.dm.table import (
     Table,
 )
 from blkrecov.geometry import plex_length
-from blkrecov.model import UNIT, Document, Drive, Extent, Layout, Lun, Member, MemberState, Successor
+from blkrecov.model import UNIT, Document, Drive, Extent, Layout, Lun, Member, MemberState, Restore, Successor
 from blkrecov.units import MIB, SECTOR, Sectors, sectors
 
 # KiB/s per leg: as little as md takes. A synchronisation then does its first 128 KiB (drivers/md/md.c, md_do_sync(): the speed
@@ -311,6 +311,15 @@ def copying(document: Document, lun: Lun) -> bool:
     restore = lun.restore
     if restore is None or not restore.length or restore.held or restore.comparing:
         return False
+    return _can_be_read(document, restore)
+
+
+def comparing(document: Document, lun: Lun) -> bool:
+    """Whether the kernel is to compare a LUN with what was copied onto it."""
+    return lun.restore is not None and lun.restore.comparing and _can_be_read(document, lun.restore)
+
+
+def _can_be_read(document: Document, restore: Restore) -> bool:
     return any(other.uuid == restore.source and not _is_lost(other) for other in document.luns)
 
 
@@ -321,7 +330,7 @@ def copy(document: Document, lun: Lun) -> tuple[Device, ...]:
     assert restore.drive is not None
     source = below(document, document.lun_of(restore.source))
     devices, mirrors = [], []
-    for number, part in enumerate(divide(restore.length, restore.region)):
+    for number, part in enumerate(divide(restore.length, restore.region, restore.parts)):
         where = (Extent(restore.log[0].start + number * COPY_LOG_LENGTH, COPY_LOG_LENGTH),)
         role = f"copy_log_{number}"
         log = Device(

@@ -94,12 +94,12 @@ def cancelled(task: Task) -> Task:
     """
     if task.state is TaskState.CANCELLED:
         raise type(cancellation(task))(f"task {task.id} is cancelled already")
+    if task.state.ended:
+        raise CancelTooLate(f"task {task.id} is {task.state.value} already")
     if task.kind is not TaskKind.SCRUB and phase(task) in _TOO_LATE:
         raise CancelTooLate(
             f"task {task.id} {_TOO_LATE[phase(task)]}", remedy=f"wait for it with: blkrecov task wait {task.id}"
         )
-    if task.state.ended:
-        raise CancelTooLate(f"task {task.id} is {task.state.value} already")
     error = cancellation(task)
     return msgspec.structs.replace(
         task,

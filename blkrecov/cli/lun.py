@@ -80,7 +80,7 @@ def show(name: str | None, information: bool) -> None:
     with opened() as array:
         lun = _only(array, name)
         if information:
-            click.echo(to_json(array.information(lun)))
+            click.echo(to_json(array.information(lun)).decode())
             return
         view = array.lun_json(lun)
     if options().json:

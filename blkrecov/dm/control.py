@@ -54,6 +54,8 @@ NODES: Final = Path("/dev/mapper")
 _BUFFER: Final = 16 * 1024
 _BUFFER_LIMIT: Final = 64 * 1024 * 1024
 _BUSY_PATIENCE_S: Final = 5.0
+# Targets whose status is empty (drivers/md/dm-linear.c, linear_status(), and so on).
+_SILENT: Final = frozenset({"linear", "error", "snapshot-origin"})
 _NODE_PATIENCE_S: Final = 5.0
 _LOOK_AGAIN_S: Final = 0.01
 
@@ -205,14 +207,17 @@ class Control:
         return self._lines(name, NONE if flush else Flag.NOFLUSH)
 
     def look(self, name: str) -> tuple[DeviceInfo, Table, Table]:
-        """The device, its live table, and what its targets say, by two calls: every answer tells of the device as well.
+        """The device, its live table, and what its targets say; of one whose targets have nothing to say, no lines.
 
-        Raises: NoSuchDevice. Kernel: drivers/md/dm-ioctl.c, table_status() calls __dev_status()
+        By two calls, or by one: every answer tells of the device as well. Raises: NoSuchDevice.
+        Kernel: drivers/md/dm-ioctl.c, table_status() calls __dev_status()
         """
         table = self._call("TABLE_STATUS", name, flags=Flag.STATUS_TABLE | Flag.NOFLUSH)
+        lines = decode_table(table.data, table.target_count)
+        if all(line.kind in _SILENT for line in lines):
+            return _info(table), lines, ()
         said = self._call("TABLE_STATUS", name, flags=Flag.NOFLUSH)
-        lines, words = (decode_table(reply.data, reply.target_count) for reply in (table, said))
-        return _info(said), lines, words
+        return _info(said), lines, decode_table(said.data, said.target_count)
 
     def deps(self, name: str) -> tuple[DeviceNumber, ...]:
         """The devices that the live table is built on."""

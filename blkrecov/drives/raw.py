@@ -9,6 +9,7 @@ import fcntl
 import mmap
 import os
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar
@@ -23,6 +24,10 @@ _BLKRRPART: Final = 0x125F
 _BLKFLSBUF: Final = 0x1261
 _BLKDISCARD: Final = 0x1277
 _BLKZEROOUT: Final = 0x127F
+
+# udev opens disks and partitions, for moments, to look at them.
+_PARTITIONS_PATIENCE_S: Final = 2.0
+_PARTITIONS_PAUSE_S: Final = 0.05
 
 
 def read(node: str, offset: int, length: int, counter: IoCounter) -> bytes:
@@ -81,14 +86,23 @@ def forget(node: str) -> None:
 
 
 def reread_partitions(node: str) -> None:
-    """Have the kernel look for partitions anew. A disk one of whose partitions is in use keeps those it has."""
+    """Have the kernel look for partitions anew. A disk one of whose partitions stays in use keeps those it has.
+
+    Raises: DriveIoError.
+    """
+    deadline = time.monotonic() + _PARTITIONS_PATIENCE_S
     with _opened(node, os.O_RDONLY) as descriptor:
-        try:
-            fcntl.ioctl(descriptor, _BLKRRPART)
-        except OSError as error:
-            # EINVAL: a device without partitions, as device-mapper's are.
-            if error.errno not in (errno.EBUSY, errno.EINVAL):
-                raise DriveIoError("read the partitions of", node, error.errno or errno.EIO) from error
+        while True:
+            try:
+                fcntl.ioctl(descriptor, _BLKRRPART)
+            except OSError as error:
+                if error.errno == errno.EBUSY and time.monotonic() < deadline:
+                    time.sleep(_PARTITIONS_PAUSE_S)
+                    continue
+                # EINVAL: a device without partitions, as device-mapper's are.
+                if error.errno not in (errno.EBUSY, errno.EINVAL):
+                    raise DriveIoError("read the partitions of", node, error.errno or errno.EIO) from error
+            return
 
 
 def flush(node: str) -> None:

@@ -82,6 +82,8 @@ class Export:
     device: int
     backstore: Path
     target_wwn: str
+    ready: bool = True
+    """At the moment when it was looked at."""
 
 
 class Exporter:
@@ -146,12 +148,22 @@ class Exporter:
 
     def exports(self) -> tuple[Export, ...]:
         """All exports of ours that have a disk, in the order of their names. Half-made ones are not among them."""
-        found = (_export_of(backstore) for backstore in _our_backstores())
-        return tuple(sorted((known for known in found if known), key=lambda known: known.name))
+        return self.survey()[0]
 
     def remains(self) -> tuple[str, ...]:
         """Names of what is neither an export nor gone: a process died while it made or removed one. unexport() takes them."""
-        return tuple(sorted(_name_of(backstore) for backstore in _our_backstores() if _export_of(backstore) is None))
+        return self.survey()[1]
+
+    def survey(self) -> tuple[tuple[Export, ...], tuple[str, ...]]:
+        """exports() and remains(), in one look."""
+        found, half_made = [], []
+        for backstore in _our_backstores():
+            export = _export_of(backstore)
+            if export is None:
+                half_made.append(_name_of(backstore))
+            else:
+                found.append(export)
+        return tuple(sorted(found, key=lambda known: known.name)), tuple(sorted(half_made))
 
     def rescan(self, export: Export) -> Sectors:
         """Has the disk take over the size that the device has grown to, and returns it.
@@ -177,7 +189,7 @@ class Exporter:
 
     def is_ready(self, export: Export) -> bool:
         with _lio(f"tell the state of {export.name}"):
-            return bool(_port_group(export.backstore).alua_access_state == AccessState.ACTIVE)
+            return _is_ready(export.backstore)
 
     def _prepare(self) -> None:
         """Modules, configfs and the fabric's directory, as far as they are missing.
@@ -335,6 +347,7 @@ def _export_of(backstore: Path) -> Export | None:
         if numbers is None or not _leads_to(target_wwn, backstore):
             return None
         hctl = f"{_read(_group(target_wwn) / 'address')}:{_LUN}"
+        ready = _is_ready(backstore)
     except FileNotFoundError:
         return None  # Removed since the listing.
     disk = sysfs.disk_at(hctl)
@@ -349,6 +362,7 @@ def _export_of(backstore: Path) -> Export | None:
         device=os.makedev(int(numbers[1]), int(numbers[2])),
         backstore=backstore,
         target_wwn=target_wwn,
+        ready=ready,
     )
 
 
@@ -363,6 +377,10 @@ def _check_identity(export: Export) -> None:
 def _storage_object(backstore: Path) -> Any:
     # With its index given, rtslib does not look into its cache.
     return _rtslib().BlockStorageObject(backstore.name, index=int(backstore.parent.name.removeprefix("iblock_")))
+
+
+def _is_ready(backstore: Path) -> bool:
+    return int(_read(backstore / "alua/default_tg_pt_gp/alua_access_state")) == AccessState.ACTIVE
 
 
 def _port_group(backstore: Path) -> Any:

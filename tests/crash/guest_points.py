@@ -11,6 +11,8 @@ Order, one of two:
         The operation stops at its fine point of that number and touches the marker, for the host to cut the power.
 """
 
+import errno
+import fcntl
 import json
 import os
 import random
@@ -20,23 +22,29 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from blkrecov import engine, provision, stack
+from blkrecov import engine, provision, resync, stack
 from blkrecov.actor import Actor
 from blkrecov.array import Array
 from blkrecov.converge import converge
 from blkrecov.dm import names
 from blkrecov.dm.control import Control
+from blkrecov.dm.table import DelayTable, Segment
 from blkrecov.drives import loop, raw
 from blkrecov.drives.store import DriveStore
 from blkrecov.errors import BlkrecovError
-from blkrecov.model import Document, Lun, MemberState
-from blkrecov.units import KIB, MIB, SECTOR, Bytes
+from blkrecov.model import Document, Drive, Lun, MemberState, Task
+from blkrecov.resync import Options
+from blkrecov.session import RestoreSession
+from blkrecov.shadows import ShadowRequest
+from blkrecov.units import KIB, MIB, SECTOR, Bytes, Sectors, sectors
 from tests.crash import inside
 from tests.crash.pattern import BLOCK, content
 from tests.crash.power import Json, order_of, told
+from tests.kernel import lab
 
 FILES: Final = Path("/mnt/crash")
 SIZE: Final = Bytes(32 * MIB)
@@ -61,6 +69,17 @@ KILLED: Final = 9
 # Bytes per second and member: what is to be synchronised is not over before it is looked at.
 SLOWLY: Final = 16 * KIB
 PATTERN: Final = content(1, 0, MIBS * MIB // BLOCK, 1)
+SHADOWED: Final = {"resync": False, "undo": False, "forget": True}
+"""Operations for which y has the shadow copy s1, and whether that is a SCSI disk."""
+RESTORING: Final = ("resync", "undo")
+"""Operations for which y has changed since."""
+CHANGED: Final = content(1, 0, MIB // 2 // BLOCK, 2) + PATTERN[MIB // 2 :]
+MOUNTED: Final = Path("/mnt/mounted")
+"""Where LUN f is mounted while there is one."""
+FILE_SYSTEM_MIBS: Final = 4
+SLOW_MS: Final = 10
+FIFREEZE: Final = 0xC0045877  # linux/fs.h
+FITHAW: Final = 0xC0045878
 
 
 # Cutting short.
@@ -132,6 +151,8 @@ def _audited(points: Points, event: str, args: tuple[Any, ...]) -> None:
             points.reached(f"before writing {path}")
     elif event == "fcntl.ioctl" and args[1] in LOOP_CHANGING:
         points.reached(f"before a loop device is {'attached' if args[1] == loop.LOOP_CONFIGURE else 'detached'}")
+    elif event == "fcntl.ioctl" and args[1] in (FIFREEZE, FITHAW):
+        points.reached(f"before a file system is {'frozen' if args[1] == FIFREEZE else 'thawed'}")
 
 
 # Operations.
@@ -165,6 +186,74 @@ def recover(array: Array) -> None:
     array.start(*array.propose_recover("y", None))
 
 
+def snapshot(array: Array) -> None:
+    """Shadow copies of two LUNs at one moment. The file system on one of them has something to write still."""
+    (MOUNTED / "file").write_bytes(os.urandom(64 * KIB))
+    requests = [
+        ShadowRequest(origin="y", name="s1", drives=("d0", "d1"), exported=False),
+        ShadowRequest(origin="f", name="s2", drives=("d2", "d3"), exported=False),
+    ]
+    array.carry_out(array.propose_shadows(requests)[0])
+
+
+def plex(array: Array) -> None:
+    proposal, task = array.propose_shadows(
+        [ShadowRequest(origin="y", name="p1", plex=True, drives=("d0", "d1"), exported=False)]
+    )
+    assert task is not None
+    end(array, array.start(proposal, task))
+
+
+def restore(array: Array) -> None:
+    end(array, session_of(array).resync())
+
+
+def undo(array: Array) -> None:
+    """Begin a restore, and go back to what was there before."""
+    slow_down({"d2": SLOW_MS})
+    array._run(converge(array.document, array.observe()), wanted=frozenset())
+    task = session_of(array).resync(Options(undo=True))
+    assert not task.state.ended, "it had ended before it could be cancelled"
+    end(array, array.cancel(task.id))
+
+
+def forget(array: Array) -> None:
+    array.carry_out(array.propose_delete("s1"))
+
+
+def session_of(array: Array) -> RestoreSession:
+    session = RestoreSession(array)
+    session.begin()
+    session.add("s1")
+    return session
+
+
+def end(array: Array, task: Task) -> None:
+    """Wait for a copy's end. Looked at in between as seldom as can be: a quarter that is met by chance is an effect more."""
+
+    def copied() -> bool:
+        targets = resync.targets(array.document, task)
+        return all(resync.copied(array.observed, target).complete for target in targets)
+
+    inside.until(array, copied, "the copy's end")
+    array.wait(task.id, timeout_s=inside.DEADLINE_S)
+
+
+def slow_down(milliseconds: dict[str, int]) -> None:
+    """Give drives a long way to their medium, in the eyes of this process. The next one to open the array undoes it."""
+    port = stack.port
+
+    def slow(document: Document, drive: Drive, backing: str | None) -> stack.Device:
+        device = port(document, drive, backing)
+        if drive.name not in milliseconds or backing is None:
+            return device
+        source = Segment(device=backing, offset=Sectors(0), length=sectors(drive.size))
+        table = DelayTable(source=source, read_ms=0, write_ms=milliseconds[drive.name]).render()
+        return replace(device, table=table)
+
+    stack.port = slow
+
+
 OPERATIONS: Final[dict[str, Callable[[Array], None]]] = {
     "create": create,
     "add": add,
@@ -173,11 +262,17 @@ OPERATIONS: Final[dict[str, Callable[[Array], None]]] = {
     "delete": delete,
     "fail": fail,
     "recover": recover,
+    "snapshot": snapshot,
+    "plex": plex,
+    "resync": restore,
+    "undo": undo,
+    "forget": forget,
 }
 
 
-def summary(document: Document) -> Json:
+def summary(array: Array) -> Json:
     """What an operator would call the state. Where a lost member and its substitute are does not count."""
+    document = array.document
     return {
         "drives": {drive.name: drive.status.value for drive in document.drives},
         "luns": {
@@ -187,20 +282,49 @@ def summary(document: Document) -> Json:
                     (document.drive_of(member.drive).name if member.state is MemberState.IN_SYNC else "", member.state)
                     for member in lun.members
                 ],
+                *([f"of {document.lun_of(lun.shadow.origin).name}"] if lun.shadow is not None else []),
             ]
             for lun in document.luns
         },
+        "contents": {lun.name: contents(array, lun) for lun in document.luns if lun.name != "f"},
         "tasks": sorted(task.kind.value for task in document.tasks if not task.state.ended),
     }
+
+
+def contents(array: Array, lun: Lun) -> str:
+    """What a LUN holds, in a word. Of one that is larger than what was written to it, only so much counts."""
+    if lun.name == "x":
+        return "nothing"
+    if lun.name == "s2":
+        return "a file system" if is_at_rest(inside.disk_of(array, lun)) else "a file system that is in use"
+    disk = inside.disk_of(array, lun)
+    data = lab.read(disk, 0, lab.size_of(disk))
+    if len(data) != lun.bytes:
+        return f"{len(data)} bytes, and the LUN has {lun.bytes}"
+    words = {PATTERN: "the pattern", CHANGED: "the pattern, changed"}
+    return words.get(data[: len(PATTERN)], "something else")
+
+
+def is_at_rest(disk: str) -> bool:
+    """Whether a file system can be mounted read-only, which one with an open journal on a read-only disk cannot."""
+    checked = subprocess.run(["fsck.ext4", "-f", "-n", disk], check=False, capture_output=True)
+    point = MOUNTED.with_name("shadow")
+    point.mkdir(exist_ok=True)
+    mounted = subprocess.run(["mount", "-o", "ro", disk, str(point)], check=False, capture_output=True)
+    if mounted.returncode == 0:
+        subprocess.run(["umount", str(point)], check=True)
+    return (checked.returncode, mounted.returncode) == (0, 0)
 
 
 def expected(operation: str, before: Json) -> Json:
     """The state after an operation that was done."""
     after: Json = json.loads(json.dumps(before))
-    drives, luns = after["drives"], after["luns"]
+    drives, luns, holds = after["drives"], after["luns"], after["contents"]
+    size = MIBS * MIB // SECTOR
     match operation:
         case "create":
-            luns["x"] = [MIBS * MIB // SECTOR, [["d1", "in_sync"], ["d2", "in_sync"]]]
+            luns["x"] = [size, [["d1", "in_sync"], ["d2", "in_sync"]]]
+            holds["x"] = "nothing"
         case "add":
             drives["extra"] = "online"
         case "remove":
@@ -208,14 +332,32 @@ def expected(operation: str, before: Json) -> Json:
         case "extend":
             luns["y"][0] += MIB // SECTOR
         case "delete":
-            del luns["y"]
+            del luns["y"], holds["y"]
         case "fail":
             drives["d2"] = "failed"
             luns["y"][1][0] = ["", "failed"]
         case "recover":
             luns["y"][1][0] = ["", "rebuilding"]
             after["tasks"] = ["recover"]
+        case "snapshot":
+            luns["s1"] = [size, [["d0", "in_sync"], ["d1", "in_sync"]], "of y"]
+            luns["s2"] = [FILE_SYSTEM_MIBS * MIB // SECTOR, [["d2", "in_sync"]], "of f"]
+            holds |= {"s1": "the pattern", "s2": "a file system"}
+        case "plex":
+            luns["p1"] = [size, [["d0", "in_sync"], ["d1", "in_sync"]], "of y"]
+            holds["p1"] = "the pattern"
+        case "resync":
+            holds["y"] = "the pattern"
+        case "forget":
+            del luns["s1"], holds["s1"]
     return after
+
+
+def ends_of(operation: str, before: Json) -> list[Json]:
+    """The states after an operation that was done, to its end or as far as it was when it was cut short."""
+    # Of a restore that is not cancelled yet the end is the restore's.
+    words = (operation, "resync") if operation == "undo" else (operation,)
+    return [expected(word, before) for word in words]
 
 
 def prepare(operation: str) -> None:
@@ -232,6 +374,12 @@ def prepare(operation: str) -> None:
         if "x" in have:
             array.carry_out(array.propose_delete("x"))
         y = have.get("y")
+        for lun in array.document.luns:
+            of_use = (
+                lun.name == "s1" and y is not None and fits(y, operation) and SHADOWED.get(operation) == lun.exported
+            )
+            if lun.shadow is not None and not of_use:
+                array.carry_out(array.propose_delete(lun.name))
         degraded = y is not None and bool(y.lost) and not y.rebuilding
         if y is not None and not (degraded if operation == "recover" else fits(y, operation)):
             array.carry_out(array.propose_delete("y"))
@@ -252,11 +400,43 @@ def prepare(operation: str) -> None:
             add(array)
         if operation == "recover" and not array.document.lun("y").lost:
             array.fail_drive("d2")
+        prepare_contents(array, operation)
+
+
+def prepare_contents(array: Array, operation: str) -> None:
+    """What LUNs hold when an operation begins, and the shadow copy that it is about."""
+    y = array.document.lun("y")
+    disk = inside.disk_of(array, y)
+    if not array.document.shadows_of(y.uuid):
+        if contents(array, y) != "the pattern":
+            inside.write_all(disk, PATTERN)
+        if operation in SHADOWED:
+            request = ShadowRequest(origin="y", name="s1", drives=("d0", "d1"), exported=SHADOWED[operation])
+            array.carry_out(array.propose_shadows([request])[0])
+    if operation in RESTORING:
+        inside.write_all(disk, CHANGED)
+    if operation == "snapshot":
+        prepare_file_system(array)
+    elif any(lun.name == "f" for lun in array.document.luns):
+        if MOUNTED.is_mount():
+            subprocess.run(["umount", str(MOUNTED)], check=True)
+        array.carry_out(array.propose_delete("f"))
+
+
+def prepare_file_system(array: Array) -> None:
+    if not any(lun.name == "f" for lun in array.document.luns):
+        request = inside.request("f", "linear", FILE_SYSTEM_MIBS, "d0", exported=False)
+        disk = inside.disk_of(array, array.create_lun(array.propose_lun(request)))
+        subprocess.run(["mkfs.ext4", "-q", "-b", "1024", "-J", "size=1", disk], check=True)
+    if not MOUNTED.is_mount():
+        MOUNTED.mkdir(exist_ok=True)
+        subprocess.run(["mount", inside.disk_of(array, array.document.lun("f")), str(MOUNTED)], check=True)
 
 
 def fits(y: Lun, operation: str) -> bool:
     largest = GROWN_MIBS if operation == "extend" else MIBS
-    return not (y.lost or y.rebuilding) and y.bytes <= largest * MIB and (y.exported or operation not in EXPORTED)
+    whole = y.ready and not (y.lost or y.rebuilding)
+    return whole and y.bytes <= largest * MIB and (y.exported or operation not in EXPORTED)
 
 
 def make_lun(array: Array, name: str, drives: str, *, exported: bool) -> None:
@@ -273,13 +453,16 @@ def make_lun(array: Array, name: str, drives: str, *, exported: bool) -> None:
 
 def state() -> Json:
     with inside.opened() as array:
-        return summary(array.document)
+        return summary(array)
 
 
 def look() -> Json:
     """Open the array twice. The second time there must be nothing to do, and nothing may be there that nobody wants."""
     wrong: list[str] = []
     with inside.opened() as array:
+        for task in array.document.tasks:
+            if task.kind in resync.COPIES and not task.state.ended:
+                array.wait(task.id, timeout_s=inside.DEADLINE_S)
         first = array.document.sequence
     steps: list[str] = []
     act = Actor.act
@@ -298,14 +481,27 @@ def look() -> Json:
         if left:
             wrong.append(f"what is there is not what is wanted: {left}")
         wrong += leaks(array)
-        for lun in array.document.luns:
-            if lun.name in ("base", "y"):
-                data = inside.read_all(inside.disk_of(array, lun))
-                if data[: len(PATTERN)] != PATTERN:
-                    wrong.append(f"LUN {lun.name} does not hold what was written to it")
-                if len(data) != lun.bytes:
-                    wrong.append(f"the disk of LUN {lun.name} has {len(data)} bytes, the LUN {lun.bytes}")
-        return {"state": summary(array.document), "wrong": wrong}
+        wrong += [f"LUN {lun.name} is not ready: {lun.incomplete}" for lun in array.document.luns if not lun.ready]
+        found = summary(array)
+        if found["contents"]["base"] != "the pattern":
+            wrong.append(f"LUN base does not hold what was written to it: {found['contents']['base']}")
+        if MOUNTED.is_mount() and is_frozen(MOUNTED):
+            wrong.append("the file system of LUN f is frozen")
+        return {"state": found, "wrong": wrong}
+
+
+def is_frozen(point: Path) -> bool:
+    """Whether a file system was frozen. It is not any more."""
+    descriptor = os.open(point, os.O_RDONLY)
+    try:
+        fcntl.ioctl(descriptor, FITHAW, 0)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def leaks(array: Array) -> list[str]:
@@ -433,7 +629,7 @@ class Trial:
     def __init__(self, operation: str) -> None:
         self.operation = operation
         self.before: Json = {}
-        self.after: Json = {}
+        self.ends: list[Json] = []
         self.rested = False
         """Whether the array is known to be in the state before the operation."""
         self.result: Json = dict.fromkeys(("done", "undone", "coarse", "coarse_tried", "fine", "fine_tried"), 0)
@@ -464,19 +660,19 @@ class Trial:
         if self.operation == "extend" and self.before:
             # Not brought back: it grows by as much each time.
             self.before = must(state)
-            self.after = expected("extend", self.before)
+            self.ends = ends_of("extend", self.before)
 
     def _reference(self) -> dict[str, list[str]]:
         """The operation undisturbed: its points of both kinds, and that it does what it is to do."""
         self._prepare()
         self.before = must(state)
-        self.after = expected(self.operation, self.before)
+        self.ends = ends_of(self.operation, self.before)
         self.rested = False
         points: dict[str, list[str]] = must(lambda: points_of(self.operation))
         self.result |= {kind: len(found) for kind, found in points.items()}
         looked = must(look)
         assert not looked["wrong"], looked
-        assert looked["state"] == self.after, looked
+        assert looked["state"] == self.ends[0], looked
         return points
 
     def _cut_at(self, counting: Callable[[Points], None], at: int, name: str) -> None:
@@ -497,7 +693,7 @@ class Trial:
             wrong.append(f"{where}: cannot be opened: {looked['error']}")
             return
         wrong += [f"{where}: {what}" for what in looked["wrong"]]
-        if looked["state"] == self.after:
+        if looked["state"] in self.ends:
             self.result["done"] += 1
         elif looked["state"] == self.before:
             self.result["undone"] += 1
@@ -533,7 +729,7 @@ def main(order: Json) -> None:
         must(lambda: prepare(operation))
         before = must(state)
         told(f"{operation}, point {order['at']}")
-        inside.report({"before": before, "after": expected(operation, before)})
+        inside.report({"before": before, "ends": ends_of(operation, before)})
 
         def stop_here() -> None:
             inside.mark(order["marker"])

@@ -13,43 +13,47 @@ boot is in state.json.
 
 import hashlib
 import json
+import mmap
 import os
+import random
+import re
 import signal
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
+from unittest import mock
 
 from blkrecov import changes, engine, model, resync, stack
 from blkrecov.array import Array
 from blkrecov.converge import converge
 from blkrecov.dm import mirror_log
 from blkrecov.dm.control import Control
-from blkrecov.dm.table import DelayTable, Segment
 from blkrecov.drives.label import newest
 from blkrecov.drives.store import DriveStore, IoCounter
-from blkrecov.model import Document, Drive, Lun, TaskKind, TaskState
+from blkrecov.model import Document, Layout, Lun, TaskState
 from blkrecov.session import RestoreSession
 from blkrecov.shadows import ShadowRequest
-from blkrecov.units import KIB, MIB, SECTOR, Sectors, sectors
+from blkrecov.units import KIB, MIB, SECTOR
 from tests.crash import inside
-from tests.crash.guest_points import KILLED, Points, count_fine, forked, leaks, must
+from tests.crash.guest_points import KILLED, Points, count_fine, forked, leaks, must, slow_down
 from tests.crash.power import Json, order_of, told
 from tests.kernel import lab
 
 DRIVES: Final = 4
-SLOW: Final = "d0"
-SLOW_MS: Final = 10
+SLOW_MS: Final = {"d0": 10, "d3": 60}
+"""A part of each target, and the log of the copy, which is on the emptiest drive: d0."""
 TARGETS: Final = {"origin": {"a": "a1"}, "other": {"b": "p"}, "both": {"a": "a1", "b": "p"}}
 """The shadow copy that is put on each target, by scenario."""
 SOURCES: Final = ("a1", "a2", "p")
-MIBS: Final = {"a": 32, "b": 16}
+MIBS: Final = {"a": 32, "b": 24}
 CHUNK: Final = 64 * KIB
 # Every seventh chunk: the first, the last, and some of both parts of the copy.
 CHANGED: Final = tuple(range(0, MIBS["a"] * MIB // CHUNK, 7))
 PAGE: Final = 4096
+BEGINS: Final = re.compile("DEV_SUSPEND .*-copy$")
 STATE: Final = inside.OUT / "state.json"
 SCRATCH: Final = Path("/tmp/resync")
 
@@ -70,6 +74,16 @@ def first_page(signature: int) -> bytes:
 def fill(disk: str, mibs: int, seed: int, signature: int) -> None:
     lab.fill(disk, mibs * MIB, seed)
     lab.write(disk, 0, first_page(signature))
+
+
+def put(disk: str, pieces: dict[int, bytes]) -> None:
+    """Write bytes to these offsets, with the disk opened once: udev looks at one that was written to and closed."""
+    buffer = mmap.mmap(-1, CHUNK)
+    with inside.direct(disk) as descriptor:
+        for offset, data in pieces.items():
+            buffer[: len(data)] = data
+            assert os.pwritev(descriptor, [memoryview(buffer)[: len(data)]], offset) == len(data)
+        os.fdatasync(descriptor)
 
 
 def digest(disk: str) -> list[str]:
@@ -99,7 +113,7 @@ def make() -> None:
             array.add_drive(inside.ubd(number), size=None, name=f"d{number}", spare=False, force=False)
         wanted = (
             inside.request("a", "raid1", MIBS["a"], "d0,d1"),
-            inside.request("b", "raid5", MIBS["b"], "d0,d2,d3", exported=False),
+            inside.request("b", "raid5", MIBS["b"], "d1,d2,d3", exported=False),
             inside.request("c", "linear", MIBS["b"], "d3", exported=False),
         )
         disks = {}
@@ -108,13 +122,13 @@ def make() -> None:
             disks[lun.name] = inside.disk_of(array, lun)
             fill(disks[lun.name], request.size // MIB, seed=number, signature=1 + number)
         proposal, task = array.propose_shadows(
-            [ShadowRequest(origin="c", name="p", plex=True, drives=("d1",), exported=False)]
+            [ShadowRequest(origin="c", name="p", plex=True, drives=("d2",), exported=False)]
         )
         assert task is not None
         array.wait(array.start(proposal, task).id, timeout_s=inside.DEADLINE_S)
         array.carry_out(array.propose_delete("c"))
         for name in ("a1", "a2"):
-            shadow = ShadowRequest(origin="a", name=name, drives=("d2", "d3"), exported=False)
+            shadow = ShadowRequest(origin="a", name=name, layout=Layout.LINEAR, drives=("d3",), exported=False)
             array.carry_out(array.propose_shadows([shadow])[0])
             lab.fill(disks["a"], CHUNK, seed=10, offset=CHANGED[1] * CHUNK)  # So that no two show the same.
         inside.until_in_sync(array)
@@ -126,9 +140,8 @@ def overwrite(array: Array, number: int, targets: Json) -> None:
     for name in targets:
         disk = inside.disk_of(array, array.document.lun(name))
         if name == "a":
-            for chunk in CHANGED:
-                lab.fill(disk, CHUNK, seed=1000 * number + chunk, offset=chunk * CHUNK)
-            lab.write(disk, 0, first_page(1000 + number))
+            chance = random.Random(number)
+            put(disk, {chunk * CHUNK: chance.randbytes(CHUNK) for chunk in CHANGED} | {0: first_page(1000 + number)})
         else:
             fill(disk, MIBS[name], seed=1000 * number, signature=1000 + number)
 
@@ -137,20 +150,6 @@ def restored(array: Array, number: int, targets: Json, before: dict[str, list[st
     """What is where when the targets have the contents of their shadow copies, under the signatures that they had."""
     sources = {name: before[source][1] for name, source in targets.items()}
     return before | {name: [page_digest(1000 + number), rest] for name, rest in sources.items()}
-
-
-def slow_down() -> None:
-    """Give a drive a long way to its medium, in the eyes of this process."""
-    port = stack.port
-
-    def slow(document: Document, drive: Drive, backing: str | None) -> stack.Device:
-        device = port(document, drive, backing)
-        if drive.name != SLOW or backing is None:
-            return device
-        source = Segment(device=backing, offset=Sectors(0), length=sectors(drive.size))
-        return replace(device, table=DelayTable(source=source, read_ms=0, write_ms=SLOW_MS).render())
-
-    stack.port = slow
 
 
 # The call, and its end.
@@ -166,29 +165,32 @@ def call(moment: Moment, counts: Json, then: Callable[[], None]) -> Json:
     with inside.opened() as array:
         overwrite(array, number, targets)
         before = digests(array)
-        save({"cut": {"moment": moment, "before": before, "after": restored(array, number, targets, before)}})
-        slow_down()
-        array._run(converge(array.document, array.observe()), wanted=frozenset())
+        after = restored(array, number, targets, before)
+        save({"cut": {"moment": moment, "task": array.document.next_task, "before": before, "after": after}})
+        if stage == "copy":
+            slow_down(SLOW_MS)
+            array._run(converge(array.document, array.observe()), wanted=frozenset())
         session = RestoreSession(array)
         session.begin()
         for name, source in targets.items():
             session.add(source, name)
         count_fine(points)
         task = session.resync()
-        first = len(points.names)
 
         def copied() -> float:
             copies = [resync.copied(array.observed, target) for target in resync.targets(array.document, task)]
-            return min(copy.done / copy.total for copy in copies)
+            return min((copy.done / copy.total for copy in copies), default=1.0)
 
         if stage == "copy":
             inside.until(array, lambda: copied() >= far, "part of the copy", tick_s=0.005)
             then()
         inside.until(array, lambda: copied() == 1, "all of the copy", tick_s=0.01)
-        ended = session.wait(timeout_s=inside.DEADLINE_S)
+        ended = array.wait(task.id, timeout_s=inside.DEADLINE_S)
         assert ended.state is TaskState.COMPLETED, ended
         assert ended.bytes_process < 2 * MIB, ended
-    return {"counts": [first, len(points.names) - first]}
+    # Before the resume with which the last copy begins, and after it.
+    before_copy = max(index for index, name in enumerate(points.names, 1) if BEGINS.search(name))
+    return {"counts": [before_copy, len(points.names) - before_copy]}
 
 
 def take_the_power() -> None:
@@ -224,7 +226,7 @@ def copies(document: Document) -> dict[str, Json]:
             continue
         path = document.drive_of(restore.drive).path
         dirty = 0
-        for number, part in enumerate(changes.divide(restore.length, restore.region)):
+        for number, part in enumerate(changes.divide(restore.length, restore.region, restore.parts)):
             start = (restore.log[0].start + number * stack.COPY_LOG_LENGTH) * SECTOR
             regions = mirror_log.dirty(lab.read(path, start, stack.COPY_LOG_LENGTH * SECTOR), part.regions)
             assert regions is not None, f"part {number} of the copy to {lun.name} has no log"
@@ -237,16 +239,9 @@ def copies(document: Document) -> dict[str, Json]:
     return found
 
 
-def under_way(document: Document) -> bool:
-    return any(task.kind is TaskKind.RESYNC and not task.state.ended for task in document.tasks)
-
-
-def peek() -> Json:
-    """Open the array while its drive is slow, and try to read what is not restored yet."""
-    slow_down()
-    with inside.opened() as array:
-        waiting = [lun for lun in array.document.luns if not lun.ready]
-        return {lun.name: is_readable(array, lun) for lun in waiting}
+def state_of(document: Document, number: int) -> str:
+    """A task's state; nothing for one that never was written down."""
+    return next((task.state.value for task in document.tasks if task.id == number), "")
 
 
 def is_readable(array: Array, lun: Lun) -> bool:
@@ -257,22 +252,28 @@ def is_readable(array: Array, lun: Lun) -> bool:
     return True
 
 
-def finish() -> Json:
-    """Open the array, wait until nothing is under way, and look at everything."""
-    with inside.opened() as array:
-        for task in array.document.tasks:
-            if not task.state.ended:
-                array.wait(task.id, timeout_s=inside.DEADLINE_S)
-        newest = array.document.tasks[-1]
+def finish(number: int) -> Json:
+    """Open the array, wait until the task has ended, and look at everything; first at what is not restored yet."""
+    with ExitStack() as leaving:
+        # It goes on in the kernel from the start, and ends when somebody takes up the task.
+        with mock.patch.object(Array, "_take_up"):
+            array = leaving.enter_context(inside.opened())
+        readable = {lun.name: is_readable(array, lun) for lun in array.document.luns if not lun.ready}
+        if state_of(array.document, number):
+            array.wait(number, timeout_s=inside.DEADLINE_S)
         written = {name: plex_written(array, array.document.lun(name)) for name in MIBS}
-        contents = digests(array)
         wrong = leaks(array)
         wrong += [f"LUN {lun.name} is not ready" for lun in array.document.luns if not lun.ready]
         left = converge(array.document, array.observe())
         if left:
             wrong.append(f"what is there is not what is wanted: {left}")
-        ended = [newest.kind.value, newest.state.value, newest.message]
-        return {"ended": ended, "written": written, "contents": contents, "wrong": wrong}
+        return {
+            "ended": state_of(array.document, number),
+            "readable": readable,
+            "written": written,
+            "contents": digests(array),
+            "wrong": wrong,
+        }
 
 
 def plex_written(array: Array, lun: Lun) -> int:
@@ -285,22 +286,16 @@ def plex_written(array: Array, lun: Lun) -> int:
 def look(how: str) -> None:
     """What a cut has left, and what becomes of it. Goes to the list of what was found."""
     state = saved()
-    number, scenario, stage, far = state["cut"]["moment"]
+    cut = state["cut"]
+    number, scenario, stage, far = cut["moment"]
     document = on_the_drives()
-    begun = any(task.kind is TaskKind.RESYNC and not task.state.ended for task in document.tasks)
     found: Json = {"number": number, "scenario": scenario, "stage": stage, "far": far, "how": how}
-    found |= {"begun": begun, "targets": len(TARGETS[scenario]), "copies": copies(document), "peek": {}}
+    found |= {"task": state_of(document, cut["task"]), "targets": list(TARGETS[scenario]), "copies": copies(document)}
+    found |= {key: cut[key] for key in ("before", "after")}
     if how == "killed":
         inside.blkrecov("array", "show")
-    if begun:
-        found["peek"] = must(peek)
-    found |= must(finish)
-    save(
-        {
-            "cut": None,
-            "found": [*state.get("found", []), found | {key: state["cut"][key] for key in ("before", "after")}],
-        }
-    )
+    found |= must(lambda: finish(cut["task"]))
+    save({"cut": None, "found": [*state.get("found", []), found]})
     told(f"{found}")
 
 
@@ -321,8 +316,8 @@ def save(more: Json) -> None:
 def undisturbed(number: int, scenario: str) -> None:
     """The call without a cut: what it does, and how many effects that takes."""
     answer = must(lambda: call((number, scenario, "", 0.0), {}, lambda: None))
-    looked = must(finish)
     state = saved()
+    looked = must(lambda: finish(state["cut"]["task"]))
     assert not looked["wrong"], looked
     assert looked["contents"] == state["cut"]["after"], looked
     save({"counts": state.get("counts", {}) | {scenario: answer["counts"]}})

@@ -438,6 +438,8 @@ class Slow:
     def delay(self, milliseconds: int) -> None:
         table = f"0 {self._length} delay {self._loop} 0 0 {self._loop} 0 {milliseconds}"
         run("dmsetup", "reload", self._device, "--table", table)
+        # Not frozen for that: to thaw it is to write to it, which would be delayed already.
+        run("dmsetup", "suspend", "--nolockfs", self._device)
         run("dmsetup", "resume", self._device)
 
     @classmethod

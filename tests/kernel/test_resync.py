@@ -6,6 +6,7 @@ configuration, so it holds up the copy and little else.
 
 import hashlib
 import json
+import mmap
 import os
 import random
 import stat
@@ -151,11 +152,14 @@ def saved(array: Array, name: str) -> int:
 
 def refused(path: str) -> bool:
     """Whether reads fail."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     try:
-        read(path, 0, BLOCK)
+        # A disk that came up while it was not ready has no size yet.
+        return os.preadv(descriptor, [mmap.mmap(-1, BLOCK)], 0) == 0
     except OSError:
         return True
-    return False
+    finally:
+        os.close(descriptor)
 
 
 # What it costs.
@@ -213,14 +217,15 @@ def change_tree(top: Path, source: random.Random) -> None:
 def test_a_restore_costs_what_was_changed_and_a_full_one_nothing_but_the_kernel_s_time(lab: Lab) -> None:
     """A LUN of 1 GiB of which 1 % of the chunks were changed, then the same LUN from a copy of which nothing is known."""
     size, source = 1024 * MIB, random.Random(1)
-    lab.create(3, size=Bytes(1100 * MIB))
+    lab.create(4, size=Bytes(1200 * MIB))
     with lab.opened() as array:
-        disk = lun(array, "data", "linear", size, drives=("d0",))
+        disk = lun(array, "data", "raid5", size, drives=("d0", "d1", "d2"))
+        drives = sorted(free(array))
         tree = Tree(disk, lab.directory / "mnt")
         with tree.mounted() as top:
             grow_tree(top, source)
         then = tree.contents()
-        take(array, shadow("data", "then", store=64 * MIB, drives=("d1",)))
+        take(array, shadow("data", "then", store=64 * MIB, drives=("d3",)))
         with tree.mounted() as top:
             change_tree(top, source)
         assert tree.contents() != then
@@ -237,30 +242,31 @@ def test_a_restore_costs_what_was_changed_and_a_full_one_nothing_but_the_kernel_
         changed = saved(array, "then")
         assert count * CHUNK <= changed <= (count + 8) * CHUNK
 
-        before, start = written(array, "d0"), time.monotonic()
+        in_sync(array, "data")
+        before, start = written(array, *drives), time.monotonic()
         task = restored(array, "then:data")
-        seconds, moved = time.monotonic() - start, written(array, "d0") - before
+        seconds, moved = time.monotonic() - start, written(array, *drives) - before
         run("udevadm", "settle")
-        # Each version of the configuration is written to every drive.
-        assert task.bytes_kernel == changed <= moved <= changed + MIB
+        # With each chunk its parity; then the copy's logs, the write-intent bitmaps, and each version of the configuration.
+        assert task.bytes_kernel == changed <= moved <= 2 * changed + 2 * MIB
         assert saved(array, "then") == changed
         assert tree.contents() == then
 
-        take(array, plex("data", "full", "linear", drives=("d2",)))
+        take(array, plex("data", "full", "linear", drives=("d3",)))
         array.carry_out(array.propose_delete("then"))
         with tree.mounted() as top:
             change_tree(top, source)
-        before, start = written(array, "d0"), time.monotonic()
+        before, start = written(array, *drives), time.monotonic()
         whole = restored(array, "full:data")
-        full_seconds, full_moved = time.monotonic() - start, written(array, "d0") - before
-        assert whole.bytes_kernel == size <= full_moved <= size + MIB
+        full_seconds, full_moved = time.monotonic() - start, written(array, *drives) - before
+        assert whole.bytes_kernel == size <= full_moved <= 3 * size // 2 + 8 * MIB
         assert tree.contents() == then
     print(
-        f"restore of 1 GiB, {changed // CHUNK} chunks changed: {moved / MIB:.2f} MiB written for {changed / MIB:.2f}, "
+        f"restore of 1 GiB of raid5, {changed // CHUNK} chunks changed: {moved / MIB:.2f} MiB written for {changed / MIB:.2f}, "
         f"{seconds:.2f} s, {task.bytes_process // KIB} KiB by this program"
     )
     print(
-        f"restore of 1 GiB in full: {full_moved / MIB:.2f} MiB written, {full_seconds:.2f} s, "
+        f"restore of 1 GiB of raid5 in full: {full_moved / MIB:.2f} MiB written, {full_seconds:.2f} s, "
         f"{whole.bytes_process // KIB} KiB by this program"
     )
     assert whole.bytes_process < 2 * MIB
@@ -272,8 +278,8 @@ def test_a_restore_costs_what_was_changed_and_a_full_one_nothing_but_the_kernel_
 
 def test_all_layouts_go_back_to_what_they_were_in_one_call(lab: Lab) -> None:
     """Onto their origins, of which each has another shadow copy: that sees the restore as any other write."""
-    size = 16 * MIB
-    lab.create(6, size=Bytes(128 * MIB))
+    size = 8 * MIB
+    lab.create(6, size=Bytes(100 * MIB))
     with lab.opened() as array:
         disks = {layout: lun(array, layout, layout, size, exported=False) for layout in LAYOUTS}
         for layout, disk in disks.items():
@@ -282,11 +288,11 @@ def test_all_layouts_go_back_to_what_they_were_in_one_call(lab: Lab) -> None:
         then = checksums(array, *LAYOUTS)
         take(array, *(shadow(layout, f"then-{layout}") for layout in LAYOUTS))
         for seed, disk in enumerate(disks.values()):
-            fill(disk, MIB, seed=seed, offset=(3 + seed) * MIB + 3 * BLOCK)
+            fill(disk, MIB, seed=seed, offset=(1 + seed) * MIB + 3 * BLOCK)
         later = checksums(array, *LAYOUTS)
         take(array, *(shadow(layout, f"later-{layout}") for layout in LAYOUTS))
         for seed, disk in enumerate(disks.values()):
-            fill(disk, 512 * KIB, seed=seed, offset=(4 + seed) * MIB)
+            fill(disk, 512 * KIB, seed=seed, offset=(2 + seed) * MIB)
         drives = sorted(free(array))
         before = written(array, *drives)
         task = restored(array, *(f"then-{layout}" for layout in LAYOUTS))
@@ -296,9 +302,9 @@ def test_all_layouts_go_back_to_what_they_were_in_one_call(lab: Lab) -> None:
             found = checksums(array, f"then-{layout}", f"later-{layout}")
             assert found == {f"then-{layout}": then[layout], f"later-{layout}": later[layout]}
             assert disagreements(array, layout) == []
-        # Eighteen chunks of each, saved by the other shadow copy, and mirrored or with parity at most threefold; and the
+        # Of each so many chunks, eight of which the other shadow copy saves; mirrored or with parity at most threefold. And the
         # configuration five times over.
-        assert task.bytes_kernel == len(LAYOUTS) * 18 * CHUNK
+        assert task.bytes_kernel == len(LAYOUTS) * 24 * CHUNK
         print(f"restore of five layouts: {task.bytes_kernel / MIB:.2f} MiB changed, {moved / MIB:.2f} MiB written")
         assert task.bytes_kernel <= moved <= 5 * task.bytes_kernel + 4 * MIB
         array.stop()
@@ -309,16 +315,16 @@ def test_all_layouts_go_back_to_what_they_were_in_one_call(lab: Lab) -> None:
 
 def test_plexes_of_all_layouts_go_onto_luns_of_other_layouts(lab: Lab) -> None:
     """Plexes of one moment, each onto a LUN that never had to do with it; the origin goes on meanwhile."""
-    size = 16 * MIB
-    lab.create(6, size=Bytes(160 * MIB))
+    size = 8 * MIB
+    lab.create(6, size=Bytes(100 * MIB))
     with lab.opened() as array:
         origin = lun(array, "origin", "raid1", size, exported=False)
         in_sync(array, "origin")
         digest = fill(origin, size, seed=1)
         take(array, *(plex("origin", f"of-{layout}", layout) for layout in LAYOUTS))
         for layout in LAYOUTS:
-            fill(lun(array, f"to-{layout}", layout, size, exported=False), 8 * MIB, seed=2)
-        take(array, shadow("to-raid5", "before", store=20 * MIB))
+            fill(lun(array, f"to-{layout}", layout, size, exported=False), size, seed=2)
+        take(array, shadow("to-raid5", "before", store=10 * MIB))
         for layout in LAYOUTS:
             in_sync(array, f"of-{layout}")
             in_sync(array, f"to-{layout}")
@@ -347,11 +353,11 @@ def test_plexes_of_all_layouts_go_onto_luns_of_other_layouts(lab: Lab) -> None:
 # Sizes.
 
 
-@pytest.mark.parametrize("size", [24 * MIB, 8 * MIB], ids=["shrinks", "grows"])
+@pytest.mark.parametrize("size", [12 * MIB, 4 * MIB], ids=["shrinks", "grows"])
 def test_a_target_is_as_large_as_its_source_afterwards(lab: Lab, size: int) -> None:
     """Larger or smaller before, in every layout, in one call. It is a LUN like any other then."""
-    now = 16 * MIB
-    lab.create(6, spares=1, size=Bytes(160 * MIB))
+    now = 8 * MIB
+    lab.create(6, spares=1, size=Bytes(100 * MIB))
     with lab.opened() as array:
         digest = fill(lun(array, "origin", "linear", now, exported=False), now, seed=1)
         untouched = free(array)
@@ -367,12 +373,12 @@ def test_a_target_is_as_large_as_its_source_afterwards(lab: Lab, size: int) -> N
             fill(lun(array, layout, layout, size, exported=False), size, seed=3)
             in_sync(array, layout)
         take(array, *(shadow("origin", f"for-{layout}", store=MIB) for layout in LAYOUTS))
-        events = {name: array.observed.devices[names.dm_uuid(array.document.lun(name).uuid, "lun")] for name in LAYOUTS}
+        tops = {name: array.observed.devices[names.dm_uuid(array.document.lun(name).uuid, "lun")] for name in LAYOUTS}
         restored(array, *(f"for-{layout}:{layout}" for layout in LAYOUTS))
         for layout in LAYOUTS:
             array.carry_out(array.propose_delete(f"for-{layout}"))
         assert sum(free(array).values()) == wanted
-        for layout, before in events.items():
+        for layout, before in tops.items():
             disk = disk_of(array, layout)
             assert array.observed.devices[before.uuid].number == before.number
             assert (size_of(disk), checksum(disk), show(array, layout)["size"]) == (now, digest, now)
@@ -383,15 +389,15 @@ def test_a_target_is_as_large_as_its_source_afterwards(lab: Lab, size: int) -> N
         assert checksums(array, *LAYOUTS) == dict.fromkeys(LAYOUTS, digest)
         digests = {}
         for layout in LAYOUTS:
-            array.carry_out(array.propose_extend(layout, Bytes(now + 8 * MIB)))
+            array.carry_out(array.propose_extend(layout, Bytes(now + 4 * MIB)))
             in_sync(array, layout)
-            fill(disk_of(array, layout), 8 * MIB, seed=4, offset=now)
+            fill(disk_of(array, layout), 4 * MIB, seed=4, offset=now)
             assert checksum(disk_of(array, layout), now) == digest
             assert disagreements(array, layout) == []
             digests[layout] = checksum(disk_of(array, layout))
-        array.fail_drive("d0")
+        array.fail_drive(array.document.drive_of(array.document.lun("raid6").members[0].drive).name)
         degraded = [layout for layout in LAYOUTS if array.document.lun(layout).lost]
-        assert degraded
+        assert "raid6" in degraded
         for layout in degraded:
             assert recover(array, layout).state is TaskState.COMPLETED
         usable = [layout for layout in LAYOUTS if show(array, layout)["status"] == "online"]
@@ -409,6 +415,8 @@ def test_a_new_target_is_like_the_source_s_origin_and_takes_no_more_room_than_th
     with lab.opened() as array:
         disk = lun(array, "origin", "raid5", size)
         in_sync(array, "origin")
+        # It takes note of that: before, members may differ where there is nothing.
+        array.advance_all()
         fill(disk, 2 * MIB, seed=1, offset=20 * MIB)
         take(array, shadow("origin", "then"))
         digest = checksum(disk)
@@ -437,7 +445,7 @@ def test_a_new_target_is_like_the_source_s_origin_and_takes_no_more_room_than_th
 # Held up halfway.
 
 
-FIRST, LENGTH = MIB, 14 * MIB
+FIRST, LENGTH = MIB, 6 * MIB
 """What of the LUN below is used: a partition table would have the rest."""
 
 
@@ -456,9 +464,9 @@ class Half:
 
     def begin(self, options: Options | None = None) -> Task:
         """A restore that is somewhere in the middle, and stays there for many seconds."""
-        self.slow.delay(10)
+        self.slow.delay(20)
         task = begun(self.array, "then:vol", options=options)
-        until("the first regions", lambda: copied(self.array).done * SECTOR > 16 * CHUNK)
+        until("the first regions", lambda: copied(self.array).done * SECTOR > 8 * CHUNK)
         assert not copied(self.array).complete
         return task
 
@@ -487,10 +495,10 @@ def half(slow: Slow, lab: Lab, *, exported: bool = False) -> Iterator[Half]:
             run("udevadm", "settle")
         fill(disk, LENGTH, seed=1, offset=FIRST)
         then = checksum(disk)
-        take(array, shadow("vol", "then", store=20 * MIB, drives=("d0",)))
+        take(array, shadow("vol", "then", store=8 * MIB, drives=("d0",)))
         fill(disk, LENGTH, seed=2, offset=FIRST)
         other = checksum(disk)
-        take(array, shadow("vol", "other", store=20 * MIB, drives=("d1",)))
+        take(array, shadow("vol", "other", store=8 * MIB, drives=("d1",)))
         fill(disk, LENGTH // 2, seed=3, offset=FIRST)
         yield Half(array, slow, disk, then, other, checksum(disk))
 
@@ -634,7 +642,7 @@ def test_a_disk_keeps_its_own_signature_unless_it_is_to_have_the_original_s(lab:
         partitioned("vol", 16 * MIB, first)
         fill(disk_of(array, "vol"), 2 * MIB, seed=1, offset=MIB)
         digest = hashlib.sha256(read(disk_of(array, "vol"), MIB, 2 * MIB)).hexdigest()
-        take(array, shadow("vol", "then"))
+        take(array, *(shadow("vol", name) for name in ("then", "again", "once-more")))
         fill(disk_of(array, "vol"), 2 * MIB, seed=2, offset=MIB)
         sign(disk_of(array, "vol"), second)
         restored(array, "then")
@@ -642,15 +650,15 @@ def test_a_disk_keeps_its_own_signature_unless_it_is_to_have_the_original_s(lab:
         restored(array, "then", revert=True)
         assert signature(array, "vol") == first
 
-        for name, size in (("same", 16 * MIB), ("larger", 24 * MIB), ("smaller", 8 * MIB)):
+        sizes = {"same": 16 * MIB, "larger": 24 * MIB, "smaller": 8 * MIB}
+        for name, size in sizes.items():
             partitioned(name, size, third)
-            restored(array, f"then:{name}")
+        # The original has it, and no two may.
+        with pytest.raises(CannotRevertDiskId, match="'vol'"):
+            begun(array, "then:same", revert=True)
+        restored(array, "then:same", "again:larger", "once-more:smaller")
+        for name in sizes:
             assert (signature(array, name), size_of(disk_of(array, name))) == (third, 16 * MIB), name
-            # The original has it, and no two may.
-            with pytest.raises(CannotRevertDiskId, match="'vol'"):
-                begun(array, f"then:{name}", revert=True)
-            assert signature(array, name) == third
-            array.carry_out(array.propose_delete(name))
         restored(array, "then:new")
         assert signature(array, "new").kind == kind.name
         assert signature(array, "new") not in kind.signatures
@@ -724,14 +732,14 @@ def test_a_paused_restore_moves_nothing_and_goes_on_where_it_was(slow: Slow, lab
     assert our_devices() == []
     with lab.opened() as array:
         assert array.document.task(task.id).paused
-        assert refused(disk_of(array, "vol"))
+        assert refused(show(array, "vol")["node"])
         assert not [name for name in our_devices() if "-copy" in name]
         before = through_port(array, "s0")
         array.resume(task.id)
         ended(array, task)
         rest = through_port(array, "s0") - before
-        print(f"restore of 14 MiB, paused and stopped: {rest / MIB:.2f} MiB after it was resumed")
-        assert 4 * MIB < rest <= LENGTH - 16 * CHUNK + MIB // 4
+        print(f"restore of 6 MiB, paused and stopped: {rest / MIB:.2f} MiB after it was resumed")
+        assert MIB < rest <= LENGTH - 8 * CHUNK + MIB // 4
         assert it.wrong(array, digest=it.then) == []
 
 
@@ -811,7 +819,7 @@ def test_a_restore_goes_on_at_the_region_where_it_was(slow: Slow, lab: Lab, end:
         slow.delay(0)
         ended(array, task)
         rest = through_port(array, "s0")
-        print(f"restore of 14 MiB, {end.__name__} at a third: {rest / MIB:.2f} MiB written to its drive afterwards")
+        print(f"restore of 6 MiB, {end.__name__} at a third: {rest / MIB:.2f} MiB written to its drive afterwards")
         assert MIB < rest <= LENGTH * 3 // 4
         assert it.wrong(array, digest=it.then) == []
         assert show(array, "vol")["status"] == "online"

@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 
 import pytest
 
-from blkrecov import views
+from blkrecov import resync, views
 from blkrecov.array import Array
 from blkrecov.dm import names
 from blkrecov.dm.control import Control
@@ -29,12 +29,13 @@ from blkrecov.events import Event, EventLog
 from blkrecov.freeze import Freezer
 from blkrecov.model import Layout, Task
 from blkrecov.shadows import ShadowRequest
-from blkrecov.units import KIB, MIB, SECTOR, Bytes
+from blkrecov.units import KIB, MIB, SECTOR, Bytes, sectors
 from tests.kernel.lab import (
     BLOCK,
     DEADLINE_S,
     Files,
     Lab,
+    Slow,
     Writer,
     blkrecov,
     checksum,
@@ -51,11 +52,13 @@ from tests.kernel.lab import (
     show,
     states,
     tables,
+    until,
 )
 
 SIZE: Final = 8 * MIB
 CHUNK: Final = 64 * KIB
-THROTTLE: Final = Path("/sys/module/dm_mirror/parameters/raid1_resync_throttle")
+# An hour: until somebody says that it is enough.
+HELD_MS: Final = 3_600_000
 
 
 def take(
@@ -125,24 +128,14 @@ def look(array: Array) -> None:
     array.attend()
 
 
+def is_suspended(device: str) -> bool:
+    with Control() as control:
+        return control.info(device).suspended
+
+
 def port_fails(array: Array, drive: str) -> None:
     """All I/O to a drive fails from now on, and nobody is told."""
     fail_at_once([names.drive_name(array.document.name, drive)])
-
-
-@contextmanager
-def held_up() -> Iterator[Callable[[], None]]:
-    """Copies are made at a hundredth of the time, until what this gives is called."""
-    usual = THROTTLE.read_text()
-    THROTTLE.write_text("1")
-    try:
-        yield lambda: void(THROTTLE.write_text(usual))
-    finally:
-        THROTTLE.write_text(usual)
-
-
-def void(_: object) -> None:
-    pass
 
 
 # Contents.
@@ -390,8 +383,7 @@ def test_what_a_dead_process_has_frozen_is_thawed_by_the_next(lab: Lab, method: 
     answer = blkrecov(lab, "lun", "list", "--json")
     assert answer.status == 0
     assert not is_frozen(files.point)
-    with Control() as control:
-        assert not [name for name in our_devices() if control.info(name).suspended]
+    assert not [name for name in our_devices() if is_suspended(name)]
     files.add(MIB)
     with lab.opened() as array:
         # Nobody was told of a shadow copy, and none is there that shows some later moment.
@@ -433,7 +425,7 @@ def test_a_store_that_fills_up_is_told_extended_and_lost_when_it_overflows(lab: 
         disk = lun(array, "vol", "raid5", 16 * MIB, exported=False)
         wanted = fill(disk, 16 * MIB, seed=1)
         small = take(array, "vol", "small", store=2 * MIB, layout="raid1")
-        take(array, "vol", "large")
+        take(array, "vol", "large", store=17 * MIB)
         fill(disk, MIB, seed=2)
         look(array)
         assert told(lab, "snapshot_filling", "small") == []
@@ -672,7 +664,7 @@ def test_an_origin_is_recovered_moved_and_extended_under_its_shadow_copies(lab: 
         }
         assert sums(array, "vol", *wanted) == {"vol": now, **wanted}
         wanted["three"] = now
-        take(array, "vol", "three", layout="linear")
+        take(array, "vol", "three", store=17 * MIB, layout="linear")
         now = fill(disk, 2 * SIZE, seed=4)
         assert sums(array, "vol", *wanted) == {"vol": now, **wanted}
         array.stop()
@@ -701,32 +693,28 @@ def test_a_linear_origin_and_a_linear_store_move_to_other_drives(lab: Lab) -> No
 # Plexes.
 
 
-def test_a_plex_shows_its_moment_and_needs_its_origin_no_more(lab: Lab) -> None:
-    """Its origin is written to while it is filled, and deleted when it is whole. Until then it is not ready."""
-    lab.create(5)
+def test_a_plex_needs_its_origin_no_more(lab: Lab) -> None:
+    """It has all the contents, on members of its own, and is as read-only as any shadow copy."""
+    lab.create(4)
     with lab.opened() as array:
-        disk = lun(array, "vol", "raid5", SIZE, exported=False)
+        disk = lun(array, "vol", "raid5", SIZE)
         wanted = fill(disk, SIZE, seed=1)
-        with held_up() as go_on:
-            task = begin_plex(array, "vol", "plex", layout="linear", exported=True)
-            now = fill(disk, SIZE, seed=2)
-            assert not array.advance(task.id).state.ended
-            shown = show(array, "plex")
-            assert (shown["status"], shown["shadow"]["kind"]) == ("not_ready", "plex")
-            assert cannot_read(shown["node"])
-            with pytest.raises((OSError, AssertionError)):
-                read(shown["device"], 0, BLOCK)
-            go_on()
-            task = array.wait(task.id, timeout_s=DEADLINE_S)
+        task = array.wait(begin_plex(array, "vol", "plex", exported=True).id, timeout_s=DEADLINE_S)
         assert (task.code, task.percent) == ("S_OK", 100)
-        shown = show(array, "plex")
-        assert (shown["status"], shown["page83"]["verified"], shown["shadow_copy_of"]) == ("online", True, "vol")
-        assert (shown["shadow"]["kind"], shown["shadow"]["store"]) == ("plex", None)
+        now = scribble(disk, seed=2)
         assert sums(array, "vol", "plex") == {"vol": now, "plex": wanted}
+        shown = show(array, "plex")
+        assert (shown["layout"], shown["shadow_copy_of"], shown["status"]) == ("raid5", "vol", "online")
+        assert (shown["shadow"]["kind"], shown["shadow"]["store"]) == ("plex", None)
+        assert shown["page83"]["verified"]
+        assert shown["page83"]["naa"] != show(array, "vol")["page83"]["naa"]
         # What it was filled from is gone.
         assert [lun.name for lun in array.document.luns] == ["vol", "plex"]
         with pytest.raises(OSError, match=r"not permitted|Read-only"):
             fill(shown["device"], BLOCK, seed=3)
+        take(array, "plex", "again")
+        assert sums(array, "again") == {"again": wanted}
+        delete(array, "again")
         origin = str(array.document.lun("vol").uuid)
         delete(array, "vol")
         assert show(array, "plex")["shadow_copy_of"] == origin
@@ -751,49 +739,143 @@ def test_a_plex_has_holes_where_its_origin_has(lab: Lab) -> None:
         assert 2 * MIB <= lab.path("d1").stat().st_blocks * SECTOR - before <= 5 * MIB
 
 
-def left(array: Array) -> object:
-    """All that a LUN could leave behind."""
-    drives = [views.regions(array.document, drive) for drive in array.document.drives]
-    return [lun.name for lun in array.document.luns], drives, our_devices()
+LARGE: Final = 36 * MIB
+END: Final = 32 * MIB
 
 
-def test_a_plex_that_is_cancelled_leaves_nothing_behind(lab: Lab) -> None:
-    """Neither a LUN nor an extent nor a device; its origin has nothing above its plex any more."""
-    lab.create(4)
-    with lab.opened() as array:
-        disk = lun(array, "vol", "raid5", SIZE, exported=False)
-        fill(disk, SIZE, seed=1)
-        before, plain = left(array), tables()
-        with held_up():
-            task = begin_plex(array, "vol", "plex", exported=True)
-            assert not array.advance(task.id).state.ended
-            now = fill(disk, SIZE, seed=2)
-            task = array.cancel(task.id)
-        assert (task.state.value, task.code) == ("cancelled", "VSS_S_ASYNC_CANCELLED")
-        assert (left(array), tables(), checksum(disk)) == (before, plain, now)
-        assert len(told(lab, "snapshot_cancelled", "plex")) <= 1
-        assert [event for event in EventLog(lab.state).read() if event.kind.value == "snapshot_cancelled"]
+@dataclass
+class Half:
+    """A plex whose first part is filled; its last, on a drive that takes no writes for now, is not."""
 
+    slow: Slow
+    wanted: str
+    task: int
 
-@pytest.mark.parametrize("restart", ["", "stop", "power_cut"], ids=["process", "stop", "power-cut"])
-def test_a_plex_goes_on_after_a_restart(lab: Lab, restart: str) -> None:
-    """Whoever opens the array next sees it to its end; what was written to the origin meanwhile is no part of it."""
-    lab.create(4)
-    with lab.opened() as array, held_up():
-        disk = lun(array, "vol", "raid5", SIZE, exported=False)
-        in_sync(array, "vol")
-        wanted = fill(disk, SIZE, seed=1)
-        task = begin_plex(array, "vol", "plex", layout="raid1")
-        scribble(disk, seed=2)
-        assert not array.advance(task.id).state.ended
-    if restart:
-        getattr(lab, restart)()
-    with lab.opened() as array:
+    def change(self, array: Array) -> str:
+        """Write to the origin, where it is copied already and where it is not; the checksum of all of it."""
         disk = disk_of(array, "vol")
-        now = scribble(disk, seed=3) if not array.document.task(task.id).state.ended else checksum(disk)
-        task = array.wait(task.id, timeout_s=DEADLINE_S)
-        assert task.code == "S_OK"
-        assert sums(array, "vol", "plex") == {"vol": now, "plex": wanted}
+        fill(disk, MIB, seed=3, offset=BLOCK)
+        fill(disk, MIB, seed=4, offset=END + MIB)
+        return checksum(disk)
+
+    def is_under_way(self, array: Array) -> bool:
+        return not array.advance(self.task).state.ended
+
+    def go_on(self) -> None:
+        self.slow.delay(0)
+
+    @contextmanager
+    def going_on_when(self, what: str, ask: Callable[[], object]) -> Iterator[None]:
+        """What is done meanwhile waits for writes that are held: they go on as soon as it has come so far."""
+
+        def work() -> None:
+            until(what, ask)
+            self.go_on()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        yield
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def begin_half(slow: Slow, lab: Lab) -> Iterator[Callable[[Array], Half]]:
+    """Six drives, of which five carry the configuration: the slow one is no part of them."""
+    lab.create(5)
+
+    def begin(array: Array) -> Half:
+        array.add_drive(str(slow.directory / "s0"), size=slow.drive, name="s0", spare=True, force=False)
+        disk = lun(array, "vol", "linear", LARGE, drives=("d0", "d1"), exported=False)
+        fill(disk, 4 * MIB, seed=1)
+        fill(disk, 4 * MIB, seed=2, offset=END)
+        wanted = checksum(disk)
+        request = ShadowRequest(origin="vol", name="plex", plex=True, layout=Layout.LINEAR, drives=("d2", "s0"))
+        proposal, task = array.propose_shadows([request])
+        assert task is not None
+        array.carry_out(proposal)
+        # Not before: to make it empty is to write to it.
+        slow.delay(HELD_MS)
+        array.advance(task.id)
+
+        def half() -> bool:
+            array.observe()
+            (target,) = resync.targets(array.document, array.document.task(task.id))
+            return resync.copied(array.observed, target).done >= sectors(Bytes(4 * MIB))
+
+        until("half of the copy", half)
+        return Half(slow, wanted, task.id)
+
+    yield begin
+    slow.delay(0)
+
+
+def test_a_plex_is_of_the_moment_when_it_was_begun(lab: Lab, begin_half: Callable[[Array], Half]) -> None:
+    """Its origin is written to while it is filled. Until it is whole it is not ready, whoever asks."""
+    with lab.opened() as array:
+        half = begin_half(array)
+        now = half.change(array)
+        assert half.is_under_way(array)
+        shown = show(array, "plex")
+        assert (shown["status"], shown["shadow"]["kind"], shown["task"]) == ("not_ready", "plex", half.task)
+        assert cannot_read(shown["node"])
+        assert cannot_read(shown["device"])
+        half.go_on()
+        assert array.wait(half.task, timeout_s=DEADLINE_S).code == "S_OK"
+        assert show(array, "plex")["status"] == "online"
+        assert sums(array, "vol", "plex") == {"vol": now, "plex": half.wanted}
+        assert [lun.name for lun in array.document.luns] == ["vol", "plex"]
+
+
+def left(array: Array) -> object:
+    """All that a plex could leave behind."""
+    array.observe()
+    uses = [views.regions(array.document, drive) for drive in array.document.drives]
+    return [lun.name for lun in array.document.luns], uses, our_devices(), len(array.observed.exports)
+
+
+def test_a_plex_that_is_cancelled_leaves_nothing_behind(lab: Lab, begin_half: Callable[[Array], Half]) -> None:
+    """Neither a LUN nor an extent nor a device, and nothing above its origin's plex."""
+
+    def cancelled() -> list[Event]:
+        return [event for event in EventLog(lab.state).read() if event.kind.value == "snapshot_cancelled"]
+
+    with lab.opened() as array:
+        half = begin_half(array)
+        now = half.change(array)
+        assert half.is_under_way(array)
+        with half.going_on_when("the cancellation", cancelled):
+            task = array.cancel(half.task)
+        assert (task.state.value, task.code, len(cancelled())) == ("cancelled", "VSS_S_ASYNC_CANCELLED", 1)
+        after = left(array)
+        assert sums(array, "vol") == {"vol": now}
+        delete(array, "vol")
+        lun(array, "vol", "linear", LARGE, drives=("d0", "d1"), exported=False)
+        assert left(array) == after
+
+
+@pytest.mark.parametrize("restart", ["process", "stop", "power_cut"])
+def test_a_plex_goes_on_after_a_restart(lab: Lab, begin_half: Callable[[Array], Half], restart: str) -> None:
+    """Whoever opens the array next sees it to its end; what was written to the origin before and after is no part of it."""
+    with lab.opened() as array:
+        half = begin_half(array)
+        half.change(array)
+        assert half.is_under_way(array)
+    match restart:
+        case "stop":
+            node = names.lun_name(lab.name, "plex")
+            with half.going_on_when("the end of the plex's node", lambda: node not in our_devices()):
+                lab.stop()
+        case "power_cut":
+            port = names.drive_name(lab.name, "d0")
+            with half.going_on_when("the loss of power", lambda: is_suspended(port)):
+                lab.power_cut()
+    with lab.opened() as array:
+        fill(disk_of(array, "vol"), 2 * MIB, seed=5, offset=END - MIB)
+        now = checksum(disk_of(array, "vol"))
+        half.go_on()
+        assert array.wait(half.task, timeout_s=DEADLINE_S).code == "S_OK"
+        assert sums(array, "vol", "plex") == {"vol": now, "plex": half.wanted}
         assert [lun.name for lun in array.document.luns] == ["vol", "plex"]
 
 
@@ -858,7 +940,7 @@ def test_what_is_refused_or_planned_changes_nothing(lab: Lab) -> None:
     lab.create(3)
     with lab.opened() as array:
         disk = lun(array, "vol", "raid1", SIZE, drives=("d0", "d1"), exported=False)
-        lun(array, "other", "linear", 17 * MIB, exported=False)
+        lun(array, "other", "linear", 50 * MIB, exported=False)
         in_sync(array, "vol")
         wanted = {"vol": fill(disk, SIZE, seed=1)}
         take(array, "vol", "snap", store=2 * MIB, layout="linear")
@@ -871,7 +953,7 @@ def test_what_is_refused_or_planned_changes_nothing(lab: Lab) -> None:
         error = answer.error if answer.err else {"code": "", "remedy": ""}
         if answer.status != 1 or error["code"] != code or remedy not in error["remedy"]:
             wrong.append((words, answer.status, error))
-    assert wrong == []
+    assert not wrong, "\n".join(map(str, wrong))
     for words in PLANS:
         answer = blkrecov(lab, *words.split(), "--plan", "--json")
         assert (answer.status, len(answer.json["steps"]) > 2) == (0, True), words

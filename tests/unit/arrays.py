@@ -107,7 +107,7 @@ def stamped(document: Document, name: str, taken: int) -> tuple[Document, Lun]:
     return document.with_lun(lun), lun
 
 
-def lost(document: Document, name: str = "s", why: str = "its store was full") -> Document:
+def with_lost(document: Document, name: str = "s", why: str = "its store was full") -> Document:
     """The array when a shadow copy has lost its contents."""
     lun = document.lun(name)
     assert lun.shadow is not None

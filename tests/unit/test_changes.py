@@ -203,18 +203,35 @@ def test_how_a_length_is_divided(mib: int, region: int, starts: list[int]) -> No
     assert {part.region for part in parts} == {region}
 
 
-@given(st.integers(2, 64 * GIB // SECTOR), st.integers(1, 20).map(lambda power: 2**power))
-def test_parts_hold_all_and_mirror_targets_take_them(length: int, region: int) -> None:
+@pytest.mark.parametrize(("dirty", "count"), [(0, 1), (1, 1), (63, 1), (64, 2), (511, 15), (512, 16), (10**6, 16)])
+def test_a_mirror_target_is_worth_its_making_for_so_many_regions(dirty: int, count: int) -> None:
+    """Each has a device of its own for its log: 32 regions and more, and no more than sixteen."""
+    assert changes.parts(dirty) == count
+
+
+SIX = [0, 16, 32, 48, 64, 80]
+
+
+@pytest.mark.parametrize(("most", "starts"), [(0, SIX), (3, [0, 33, 66]), (1, [0]), (16, SIX)])
+def test_a_length_is_divided_no_further_than_is_asked_for(most: int, starts: list[int]) -> None:
+    """Nor further than it would be."""
+    assert [part.start // MIB_SECTORS for part in divide(100 * MIB_SECTORS, 128, most)] == starts
+
+
+@given(
+    st.integers(2, 64 * GIB // SECTOR), st.integers(1, 20).map(lambda power: 2**power), st.integers(0, changes.PARTS)
+)
+def test_parts_hold_all_and_mirror_targets_take_them(length: int, region: int, most: int) -> None:
     """No part is shorter than a region, which the kernel would refuse; and none begins in the midst of one."""
     assume(region <= length)
-    parts = divide(length, region)
+    parts = divide(length, region, most)
     assert parts[0].start == 0
     assert parts[-1].end == length
     assert all(part.end == following.start for part, following in pairwise(parts))
     assert all(part.start % max(region, MIB_SECTORS) == 0 for part in parts)
     assert all(part.length >= max(region, 16 * MIB_SECTORS) for part in parts) or len(parts) == 1
     assert max(part.length for part in parts) == parts[-1].length
-    assert len(parts) <= changes.PARTS
+    assert len(parts) <= (most or changes.PARTS)
 
 
 @pytest.mark.parametrize(("length", "region"), [(2048, 3000), (2048, 4096), (2048, 0)])

@@ -1,18 +1,31 @@
 """Where things lie: examples for each rule, then any sequence of operations against what always holds."""
 
+from contextlib import suppress
 from itertools import pairwise
+from uuid import UUID
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from blkrecov import geometry, provision, recover, replace
+from blkrecov import geometry, provision, recover, replace, shadows
 from blkrecov.errors import BlkrecovError, InvalidArgument, NotEnoughDrives, NotEnoughSpace
 from blkrecov.geometry import Request, carve, choose_substitute, member_length, region_size
-from blkrecov.model import UNIT, Document, DriveStatus, Extent, Layout, Lun, MemberState, TaskState
+from blkrecov.model import UNIT, Document, DriveStatus, Extent, Layout, Lun, MemberState, Role, TaskState
 from blkrecov.units import MIB, Bytes, Sectors
-from tests.unit.arrays import DATA_START, FAULT_TOLERANT, array, drive, drives, seen, uuids, with_lun, with_states
+from tests.unit.arrays import (
+    DATA_START,
+    FAULT_TOLERANT,
+    array,
+    drive,
+    drives,
+    seen,
+    uuids,
+    with_lun,
+    with_plex,
+    with_states,
+)
 
 GIB = 1024 * MIB
 
@@ -361,7 +374,10 @@ Operation = tuple[str, int, int, Layout]
 operations = st.lists(
     st.tuples(
         st.sampled_from(
-            ["create", "create", "extend", "delete", "fail", "back", "substitute", "move", "arrive", "stay"]
+            [
+                *("create", "create", "extend", "delete", "fail", "back", "substitute", "move", "arrive", "stay"),
+                *("log", "shrink"),
+            ]
         ),
         st.integers(0, 9),
         st.integers(1, 120),
@@ -395,6 +411,12 @@ def carried_out(document: Document, operation: Operation, number: int) -> Docume
             away = document.drive_of(lun.members[mib % len(lun.members)].drive)
             moved = replace.propose(document, seen(document), lun, away, None, ids)[0].document
             return msgspec.structs.replace(moved, tasks=document.tasks)
+        if word == "log":
+            return document.with_lun(shadows.filled(document, lun, lun, ids))
+        if word == "shrink":
+            plain = msgspec.structs.replace(lun, restore=None)
+            moving = any(member.successor is not None for member in lun.members)
+            return document if moving else document.with_lun(geometry.shrunk(plain, min(mib * UNIT, lun.size)))
         if word == "arrive":
             return replace.finished(document, lun)
         if word == "stay":
@@ -421,8 +443,9 @@ def assert_well_laid(document: Document) -> None:
         assert geometry.free_length(document, target) + taken == target.data_length
     for lun in document.luns:
         if lun.layout is not Layout.LINEAR:
-            moving = sum(member.successor is not None for member in lun.members)
-            assert len(lun.drives) == len(lun.members) + moving
+            moving = [member.successor.drive for member in lun.members if member.successor is not None]
+            serving = [member.drive for member in lun.members]
+            assert len({*serving, *moving}) == len(serving) + len(moving)
             assert len({member.length for member in lun.members}) == 1
         assert geometry.plex_length(lun) >= lun.size
         metas = [sum(piece.length for piece in member.meta) for member in lun.members]
@@ -444,12 +467,15 @@ def test_extents_never_overlap_whatever_is_done(sizes: list[int], sequence: list
 @settings(max_examples=60, deadline=None)
 @given(operations)
 def test_hot_spares_are_for_failures_only(sequence: list[Operation]) -> None:
-    """Creating and extending never touch them; once one serves (not while it is being copied to), it is a hot spare no more."""
+    """Creating and extending never touch them; once one serves (not while it is being copied to), it is a hot spare no more. A
+    restore's log may be there for as long as it copies.
+    """
     document = array(*(drive(number, 100) for number in range(4)), *(drive(n, 150, hot_spare=True) for n in (4, 5)))
     for number, operation in enumerate(sequence):
         document = carried_out(document, operation, number)
         for target in document.drives:
-            assert not target.hot_spare or all(region.arriving for region in geometry.used(document, target))
+            regions = geometry.used(document, target)
+            assert not target.hot_spare or all(region.arriving or region.member is None for region in regions)
 
 
 @pytest.mark.parametrize("layout", FAULT_TOLERANT)
@@ -478,6 +504,132 @@ def test_neighbours_are_joined_and_others_are_not() -> None:
     """The order is the data's, and is kept."""
     pieces = (extent(4, 2), extent(6, 1), extent(0, 4), extent(9, 1))
     assert geometry.joined(pieces) == (extent(4, 3), extent(0, 4), extent(9, 1))
+
+
+# The log of a restore.
+
+
+def restored(document: Document, name: str = "v", source: str = "s") -> Document:
+    """The LUN is about to be restored; its log has its place."""
+    lun = document.lun(name)
+    return document.with_lun(shadows.filled(document, lun, document.lun(source), uuids(0x8000)))
+
+
+def test_a_log_lies_on_the_emptiest_drive() -> None:
+    """A unit of it; hot spares come last, and are better than none. Not where it is not wanted."""
+    document = array(drive(0, 40), drive(1, 60), drive(2, 90, hot_spare=True), drive(3, 50))
+    assert geometry.place_log(document) == (document.drives[1], (Extent(DATA_START, UNIT),))
+    avoid = frozenset(document.drives[number].uuid for number in (1, 3))
+    assert geometry.place_log(document, avoid)[0].name == "d0"
+    assert geometry.place_log(document, avoid | {document.drives[0].uuid})[0].name == "d2"
+
+
+def test_a_log_lies_on_a_drive_that_works() -> None:
+    """Neither on one that is away, nor on one that is set aside."""
+    document = array(drive(0, 10), drive(1, 20), drive(2, 30))
+    document = suspected(document, "d1")
+    document = provision.fail_drive(document, "d2").document
+    assert geometry.place_log(document)[0].name == "d0"
+    with pytest.raises(NotEnoughSpace, match="no drive has 1 MiB free for the log of a copy"):
+        geometry.place_log(document, frozenset([document.drives[0].uuid]))
+
+
+def test_a_log_is_not_free_space() -> None:
+    """It is nobody's member; the drive serves the LUN for as long as it is there."""
+    document, _ = with_lun(drives(3), Layout.RAID1, on=("d0", "d1"))
+    document, _ = with_plex(document, "s", on=("d0",))
+    before = geometry.free_length(document, document.drive("d2"))
+    document = restored(document)
+    (region,) = geometry.used(document, document.drive("d2"))
+    assert (region.extent, region.role, region.member, region.lun.name) == (extent(8, 1), Role.META, None, "v")
+    assert geometry.free_length(document, document.drive("d2")) == before - UNIT
+    assert document.drive("d2").uuid in document.lun("v").drives
+
+
+def test_two_logs_lie_side_by_side() -> None:
+    """Of two LUNs that are restored at once."""
+    document, _ = with_lun(drives(1), Layout.LINEAR)
+    document, _ = with_lun(document, Layout.LINEAR, "w")
+    document, _ = with_plex(document, "s", mib=10)
+    document = restored(restored(document), "w")
+    assert_well_laid(document)
+    assert sum(region.member is None for region in geometry.used(document, document.drives[0])) == 2
+
+
+# Shrinking.
+
+
+def places(lun: Lun) -> list[tuple[UUID, int]]:
+    """Where each chunk of a member's data lies, member by member in the order of its sectors: drive and sector, in units."""
+    return [
+        (member.drive, sector)
+        for member in lun.members
+        for piece in member.data
+        for sector in range(piece.start, piece.end, UNIT)
+    ]
+
+
+def place_of(lun: Lun, unit: int) -> list[tuple[UUID, int]]:
+    """Where a unit of a LUN's contents lies: of a linear one its place, else that of its row in every member."""
+    if lun.layout is Layout.LINEAR:
+        return [places(lun)[unit]]
+    row = unit // lun.layout.data_members(len(lun.members))
+    return [places(msgspec.structs.replace(lun, members=(member,)))[row] for member in lun.members]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(Layout),
+    st.lists(st.integers(1, 30), min_size=6, max_size=8),
+    st.integers(1, 60),
+    st.lists(st.integers(1, 40), max_size=3),
+    st.data(),
+)
+def test_a_shrunk_lun_keeps_what_is_left_of_it_where_it_is(
+    layout: Layout, sizes: list[int], mib: int, growth: list[int], data: st.DataObject
+) -> None:
+    """However its members are scattered: what is left is where it was, the rest is free, and nothing overlaps."""
+    document = array(*(drive(number, units) for number, units in enumerate(sizes)))
+    for number, more in enumerate((mib, *growth)):
+        request = Request(name="v", layout=layout, size=Bytes(more * MIB))
+        with suppress(BlkrecovError):
+            if number == 0:
+                document = provision.create(document, request, uuids(0x1000)).document
+            else:
+                size = Bytes(document.lun("v").bytes + more * MIB)
+                document = provision.extend(document, document.lun("v"), size, uuids(0x1000 * (number + 2))).document
+        with suppress(BlkrecovError):
+            document, _ = with_lun(document, Layout.LINEAR, f"w{number}", mib=1, start=0x9000 + 0x100 * number)
+    assume(any(lun.name == "v" for lun in document.luns))
+    before = document.lun("v")
+    units = data.draw(st.integers(1, before.size // UNIT))
+    after = geometry.shrunk(before, units * UNIT)
+    assert after.size == units * UNIT
+    assert [place_of(after, unit) for unit in range(units)] == [place_of(before, unit) for unit in range(units)]
+    assert set(places(after)) <= set(places(before))
+    assert [member.meta for member in after.members] == [member.meta for member in before.members][: len(after.members)]
+    assert_well_laid(document.with_lun(after))
+    # No more is kept than a LUN of that size would have been given.
+    assert after.members[0].length == (
+        before.members[0].length
+        if layout is Layout.LINEAR and len(after.members) > 1
+        else member_length(layout, units * UNIT, len(after.members))
+    )
+
+
+def test_a_shrunk_linear_lun_gives_up_whole_members() -> None:
+    """And the end of the last one that is left."""
+    _, lun = with_lun(array(drive(0, 40), drive(1, 30)), Layout.LINEAR)
+    assert [member.length // UNIT for member in geometry.shrunk(lun, 50 * UNIT).members] == [40, 10]
+    assert [member.length // UNIT for member in geometry.shrunk(lun, 40 * UNIT).members] == [40]
+    assert [member.length // UNIT for member in geometry.shrunk(lun, 7 * UNIT).members] == [7]
+
+
+def test_a_lun_as_long_as_it_shall_be_is_the_same() -> None:
+    """Nothing to give up."""
+    for layout in Layout:
+        _, lun = with_lun(drives(6), layout)
+        assert geometry.shrunk(lun, lun.size) == lun
 
 
 def test_a_linear_plex_is_its_members_together() -> None:

@@ -10,8 +10,21 @@ from hypothesis import strategies as st
 
 from blkrecov import model, tasks
 from blkrecov.errors import MetadataCorrupt, NotSupported, ObjectDeleted, ObjectNotFound
-from blkrecov.model import Document, DriveStatus, Layout, Lun, MemberState, Task, TaskKind
-from tests.unit.arrays import array, drive, drives, with_lun, with_states
+from blkrecov.model import (
+    Document,
+    DriveStatus,
+    Extent,
+    Layout,
+    Lun,
+    MemberState,
+    Pair,
+    Phase,
+    Restore,
+    Shadow,
+    Task,
+    TaskKind,
+)
+from tests.unit.arrays import array, drive, drives, with_lost, with_lun, with_plex, with_shadow, with_states
 
 COUNTS = {
     Layout.LINEAR: [1, 2],
@@ -83,9 +96,114 @@ def full_document() -> Document:
     return document.without_lun(document.lun("w")).after("c1", (document.drives[1].uuid,)).after("c2", ())
 
 
-def test_a_document_comes_back_from_its_bytes() -> None:
+def restoring_document() -> Document:
+    """Shadow copies of both kinds, one lost; two LUNs being restored, one incomplete and restored before."""
+    document, lun = with_lun(drives(8), Layout.RAID1)
+    document, shadow = with_shadow(document)
+    document = with_lost(with_shadow(document, "t")[0], "t")
+    document, plex = with_plex(document)
+    restore = Restore(
+        uuid=UUID(int=5),
+        source=shadow.uuid,
+        length=131072,
+        region=128,
+        parts=3,
+        todo=1280,
+        drive=document.drives[0].uuid,
+        log=(Extent(16384, 2048),),
+        blank=True,
+        written=True,
+        held=True,
+        comparing=True,
+        signature="mbr:0x12345678",
+    )
+    document = document.with_lun(
+        msgspec.structs.replace(lun, restore=restore, incomplete="it failed", restored=1700000000)
+    )
+    document = document.with_lun(msgspec.structs.replace(plex, restore=Restore(uuid=UUID(int=6), source=shadow.uuid)))
+    task = Task(
+        id=1,
+        kind=TaskKind.RESYNC,
+        lun=lun.uuid,
+        objects=("s:v", "s:p"),
+        phases=(Phase.RESTORE, Phase.COMPARE),
+        pairs=(
+            Pair(source=shadow.uuid, target=lun.uuid, undo=UUID(int=7)),
+            Pair(source=shadow.uuid, target=plex.uuid, made=True),
+        ),
+        temporary=(UUID(int=7),),
+    )
+    return document.with_task(tasks.started(task))
+
+
+@pytest.mark.parametrize("document", [full_document(), restoring_document()])
+def test_a_document_comes_back_from_its_bytes(document: Document) -> None:
     """What is on the drives is all that a restart has."""
-    assert model.decode(model.encode(full_document())) == full_document()
+    assert model.decode(model.encode(document)) == document
+
+
+def without(value: object, words: frozenset[str]) -> object:
+    """A decoded document without these keys, wherever they are."""
+    if isinstance(value, dict):
+        return {key: without(inner, words) for key, inner in value.items() if key not in words}
+    return [without(inner, words) for inner in value] if isinstance(value, list) else value
+
+
+def test_a_document_from_before_shadow_copies_is_the_same() -> None:
+    """What it does not say has not happened."""
+    later = {"shadow", "restore", "incomplete", "restored", "pairs", "temporary"}
+    payload = msgspec.json.decode(model.encode(full_document()))
+    old = msgspec.json.encode(without(payload, frozenset(later)))
+    assert b"shadow" not in old
+    assert model.decode(old) == full_document()
+
+
+def test_a_restore_from_before_it_knew_of_earlier_copies_is_the_same() -> None:
+    """A key more is no other format."""
+    payload = msgspec.json.decode(model.encode(restoring_document()))
+    old = model.decode(msgspec.json.encode(without(payload, frozenset({"written"}))))
+    assert old.lun("v").restore == msgspec.structs.replace(restoring_document().lun("v").restore or BARE, written=False)
+
+
+BARE = Restore(uuid=UUID(int=1), source=UUID(int=2))
+
+
+@pytest.mark.parametrize(
+    ("restore", "begun"),
+    [
+        (BARE, False),
+        (msgspec.structs.replace(BARE, length=131072), True),
+        (msgspec.structs.replace(BARE, written=True), True),
+    ],
+)
+def test_a_restore_has_begun_when_the_lun_was_written_to(restore: Restore, begun: bool) -> None:
+    """By it, or by one before it."""
+    assert restore.begun == begun
+
+
+def test_a_lun_is_ready_when_its_contents_are_whole() -> None:
+    """Neither being restored, nor left halfway."""
+    _, lun = with_lun(drives(2), Layout.RAID1)
+    assert lun.ready
+    assert not msgspec.structs.replace(lun, restore=BARE).ready
+    assert not msgspec.structs.replace(lun, incomplete="it failed").ready
+
+
+@pytest.mark.parametrize(
+    ("shadow", "differential"),
+    [(None, False), (Shadow(origin=UUID(int=1)), False), (Shadow(origin=UUID(int=1), chunk=128), True)],
+)
+def test_a_shadow_copy_with_a_chunk_is_differential(shadow: Shadow | None, differential: bool) -> None:
+    """Without, it is a plex."""
+    _, lun = with_lun(drives(2), Layout.RAID1)
+    assert msgspec.structs.replace(lun, shadow=shadow).differential == differential
+
+
+def test_a_task_is_on_all_of_its_luns() -> None:
+    """Sources too; what it took for its own sake is nobody's business."""
+    document = restoring_document()
+    names = {lun.name for lun in document.luns if document.task_on(lun.uuid) is not None}
+    assert names == {"v", "s", "p"}
 
 
 @given(

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from blkrecov import provision, tasks
+from blkrecov import provision, shadows, tasks
 from blkrecov.errors import (
     AnotherCallInProgress,
     DeviceInUse,
@@ -25,13 +25,25 @@ from blkrecov.model import (
     Layout,
     Lun,
     MemberState,
+    Pair,
     Schedule,
     Task,
     TaskKind,
 )
 from blkrecov.steps import ZeroExtent
 from blkrecov.units import MIB, Bytes
-from tests.unit.arrays import DATA_START, FAULT_TOLERANT, array, drives, uuids, with_lun, with_states
+from tests.unit.arrays import (
+    DATA_START,
+    FAULT_TOLERANT,
+    array,
+    drives,
+    uuids,
+    with_lost,
+    with_lun,
+    with_plex,
+    with_shadow,
+    with_states,
+)
 
 TIB_UNITS = 1024 * 1024
 
@@ -204,6 +216,54 @@ def test_a_drive_that_was_set_aside_is_trusted_again() -> None:
     proposal = provision.trust(array(aside), "d0")
     assert proposal.document == plain
     assert proposal.why == "drive d0 is trusted again"
+
+
+# Shadow copies.
+
+
+def test_an_origin_is_not_deleted_before_its_shadow_copies() -> None:
+    """They show its contents. Those that have lost theirs, and plexes, do not."""
+    document, lun = with_lun(drives(6), Layout.RAID1)
+    for name in ("s", "t"):
+        document, _ = with_shadow(document, name)
+    with pytest.raises(InvalidOperation, match="'v' has shadow copies that show its contents: s, t"):
+        provision.delete(document, lun, ())
+    document = with_lost(with_lost(document, "s"), "t")
+    document, _ = with_plex(document)
+    assert [each.name for each in provision.delete(document, lun, ()).document.luns] == ["s", "t", "p"]
+
+
+def test_a_shadow_copy_is_deleted_like_any_lun() -> None:
+    """Not while somebody has it open."""
+    document, _ = with_lun(drives(6), Layout.RAID1)
+    document, shadow = with_shadow(document)
+    with pytest.raises(DeviceInUse):
+        provision.delete(document, shadow, ("ext4 on /mnt",))
+    assert [lun.name for lun in provision.delete(document, shadow, ()).document.luns] == ["v"]
+
+
+def test_what_is_restored_from_is_as_busy_as_what_is_restored() -> None:
+    """One task, on all of its LUNs."""
+    document, lun = with_lun(drives(6), Layout.RAID1)
+    document, source = with_plex(document)
+    document, other = with_plex(document, "q")
+    task = Task(
+        id=1, kind=TaskKind.RESYNC, lun=lun.uuid, objects=("p:v",), pairs=(Pair(source=source.uuid, target=lun.uuid),)
+    )
+    document = document.with_task(tasks.started(task))
+    for each in (lun, source):
+        with pytest.raises(AnotherCallInProgress):
+            provision.delete(document, each, ())
+    assert other not in provision.delete(document, other, ()).document.luns
+
+
+def test_a_drive_with_a_log_is_not_removed() -> None:
+    """Nothing else is on it."""
+    document, _ = with_lun(drives(3, units=80), Layout.RAID1, on=("d0", "d1"))
+    document, plex = with_plex(document, on=("d0",), mib=10)
+    document = document.with_lun(shadows.filled(document, document.lun("v"), plex, uuids(0x9000)))
+    with pytest.raises(DeviceInUse, match="'d2' serves LUN 'v'"):
+        provision.remove_drive(document, "d2")
 
 
 # Settings.

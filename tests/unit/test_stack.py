@@ -1,15 +1,17 @@
 """The devices that a document asks for, as literal names and tables."""
 
 from itertools import pairwise
+from uuid import UUID
 
 import msgspec
 import pytest
 
-from blkrecov import stack
-from blkrecov.model import UNIT, Document, DriveStatus, Extent, Layout, Lun, MemberState, Successor
+from blkrecov import changes, stack
+from blkrecov.dm.mirror_log import log_length
+from blkrecov.model import UNIT, Document, DriveStatus, Extent, Layout, Lun, MemberState, Restore, Successor
 from blkrecov.stack import Device, Layer
 from blkrecov.units import Sectors
-from tests.unit.arrays import array, drive, drives, with_lun, with_states
+from tests.unit.arrays import array, drive, drives, with_lost, with_lun, with_plex, with_shadow, with_states
 
 
 def tables(devices: tuple[Device, ...]) -> dict[str, list[str]]:
@@ -296,3 +298,185 @@ def test_how_a_member_is_copied(mib: int, parts: int, region: int) -> None:
 def test_the_logs_of_all_parts_fit_the_extent_that_they_are_in() -> None:
     """One behind the other."""
     assert Sectors(stack.PARTS * stack.LOG_LENGTH) <= UNIT
+
+
+# Shadow copies.
+
+
+def shadowed() -> Document:
+    """A mirror v, and a shadow copy s of it."""
+    document, _ = with_lun(drives(6), Layout.RAID1, on=("d0", "d1"))
+    return with_shadow(document, on=("d2", "d3"))[0]
+
+
+def test_an_origin_s_device_is_its_plex_through_what_saves() -> None:
+    """As long as the plex, whatever the LUN's size."""
+    document, _ = with_lun(drives(6), Layout.RAID0, mib=65)
+    document, _ = with_shadow(document)
+    origin = stack.origin(document, document.lun("v"))
+    assert tables((origin,)) == {"blkrecov-lab-v-origin": ["0 135168 snapshot-origin /dev/mapper/blkrecov-lab-v-plex"]}
+    assert (origin.uuid, origin.layer, origin.visible) == (
+        "BLKRECOV-00001002000000000000000000000000-origin",
+        Layer.ORIGIN,
+        False,
+    )
+
+
+def test_a_shadow_copy_s_device_reads_the_origin_s_plex_and_its_own() -> None:
+    """As long as what it shows. Persistent; in chunks of 64 KiB."""
+    document = shadowed()
+    shadow = stack.shadow(document, document.lun("s"))
+    assert tables((shadow,)) == {
+        "blkrecov-lab-s-shadow": [
+            "0 131072 snapshot /dev/mapper/blkrecov-lab-v-plex /dev/mapper/blkrecov-lab-s-plex P 128"
+        ]
+    }
+    assert (shadow.layer, shadow.visible) == (Layer.SHADOW, False)
+
+
+def test_who_reads_what() -> None:
+    """An origin through what saves, for as long as it has shadow copies; a shadow copy through what finds its contents."""
+    document, _ = with_plex(shadowed())
+    assert {lun.name: stack.below(document, lun) for lun in document.luns} == {
+        "v": "/dev/mapper/blkrecov-lab-v-origin",
+        "s": "/dev/mapper/blkrecov-lab-s-shadow",
+        "p": "/dev/mapper/blkrecov-lab-p-plex",
+    }
+    document = with_lost(document)
+    assert stack.below(document, document.lun("v")) == "/dev/mapper/blkrecov-lab-v-plex"
+
+
+def test_only_shadow_copies_are_read_only_to_their_hosts() -> None:
+    """Of both kinds, and when they are lost: a disk that is read-only stays so."""
+    document, _ = with_plex(shadowed())
+    tops = {lun.name: stack.top(document, lun, failed=False) for lun in document.luns}
+    assert {name: top.read_only for name, top in tops.items()} == {"v": False, "s": True, "p": True}
+    document = with_lost(document)
+    top = stack.top(document, document.lun("s"), failed=False)
+    assert (str(top.table[0]), top.read_only) == ("0 131072 error", True)
+
+
+@pytest.mark.parametrize("changed", [{"incomplete": "it failed"}, {"restore": Restore(UUID(int=1), UUID(int=2))}])
+def test_the_node_of_a_lun_that_is_not_whole_fails(changed: dict[str, object]) -> None:
+    """Nobody reads half of it, nor writes what the copy would overwrite."""
+    document = shadowed()
+    lun = msgspec.structs.replace(document.lun("v"), **changed)
+    assert tables((stack.top(document, lun, failed=False),)) == {"blkrecov-lab-v": ["0 131072 error"]}
+
+
+# Restores.
+
+
+def restoring(
+    document: Document, name: str = "v", *, source: str = "s", region: int = 128, length: int = 131072
+) -> Lun:
+    restore = Restore(
+        uuid=UUID(int=0xC0 << 96),
+        source=document.lun(source).uuid,
+        length=length,
+        region=region,
+        todo=1280,
+        drive=document.drive("d5").uuid,
+        log=(Extent(16384, UNIT),),
+    )
+    return msgspec.structs.replace(document.lun(name), restore=restore)
+
+
+def test_a_copy_goes_from_the_shadow_copy_through_what_saves() -> None:
+    """Four parts of 16 MiB side by side, each behind its log on the drive that has them; other shadow copies save what it
+    overwrites.
+    """
+    document = shadowed()
+    devices = stack.copy(document, restoring(document))
+    shadow, origin = "/dev/mapper/blkrecov-lab-s-shadow", "/dev/mapper/blkrecov-lab-v-origin"
+    assert tables(devices) == {
+        **{
+            f"blkrecov-lab-v-copy_log_{number}": [
+                f"0 64 linear /dev/mapper/blkrecov-lab-drive-d5 {16384 + 64 * number}"
+            ]
+            for number in range(4)
+        },
+        "blkrecov-lab-v-copy": [
+            f"{start} 32768 mirror disk 2 /dev/mapper/blkrecov-lab-v-copy_log_{number} 128 "
+            f"2 {shadow} {start} {origin} {start} 1 handle_errors"
+            for number, start in enumerate(range(0, 131072, 32768))
+        ],
+    }
+    assert [device.layer for device in devices] == [Layer.SIDE] * 4 + [Layer.COPY]
+    assert devices[-1].uuid == "BLKRECOV-000000c0000000000000000000000000-copy"
+    assert [device.name for device in devices if device.visible] == []
+
+
+@pytest.mark.parametrize(("parts", "count"), [(0, 4), (1, 1), (3, 3), (16, 4)])
+def test_a_copy_has_no_more_parts_than_are_worth_it(parts: int, count: int) -> None:
+    """Which is written down: the logs tell of the regions of their own part."""
+    document = shadowed()
+    lun = restoring(document)
+    assert lun.restore is not None
+    lun = msgspec.structs.replace(lun, restore=msgspec.structs.replace(lun.restore, parts=parts))
+    assert len(stack.copy(document, lun)[-1].table) == count
+
+
+def test_a_copy_onto_another_lun_writes_to_its_plex() -> None:
+    """It has no shadow copies; from a plex it reads that. The copy is as long as the source."""
+    document, _ = with_plex(shadowed())
+    document, _ = with_lun(document, Layout.LINEAR, "w", mib=96)
+    (line,) = stack.copy(document, restoring(document, "w", source="p", region=131072))[-1].table
+    assert (line.start, line.length) == (0, 131072)
+    assert line.params == (
+        "disk 2 /dev/mapper/blkrecov-lab-w-copy_log_0 131072 "
+        "2 /dev/mapper/blkrecov-lab-p-plex 0 /dev/mapper/blkrecov-lab-w-plex 0 1 handle_errors"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "copying", "comparing"),
+    [
+        ({}, True, False),
+        ({"length": 0}, False, False),
+        ({"held": True}, False, False),
+        ({"comparing": True}, False, True),
+        ({"source": UUID(int=9)}, False, False),
+        ({"source": UUID(int=9), "comparing": True}, False, False),
+    ],
+)
+def test_when_the_kernel_copies_and_compares(changed: dict[str, object], copying: bool, comparing: bool) -> None:
+    """When the log says what, nobody holds it up, and the source is there."""
+    document = shadowed()
+    lun = restoring(document)
+    assert lun.restore is not None
+    lun = msgspec.structs.replace(lun, restore=msgspec.structs.replace(lun.restore, **changed))
+    assert (stack.copying(document, lun), stack.comparing(document, lun)) == (copying, comparing)
+    gone = with_lost(document)
+    assert not stack.copying(gone, lun)
+    assert not stack.comparing(gone, lun)
+    assert not stack.copying(document, document.lun("v"))
+
+
+def test_the_logs_of_all_parts_of_a_copy_fit_the_extent_that_they_are_in() -> None:
+    """As many parts as there may be, each with as many regions as it may have: header, then one bit for each."""
+    assert changes.PARTS * stack.COPY_LOG_LENGTH <= UNIT
+    assert log_length(changes.MANY_REGIONS) <= stack.COPY_LOG_LENGTH * 512
+
+
+def test_a_comparison_is_a_mirror_of_what_was_copied_that_nobody_writes_to() -> None:
+    """The runs one behind the other, on either side; each side fails all writes, for md would put the one over the other."""
+    document = shadowed()
+    runs = (Extent(0, 256), Extent(4096, 128))
+    devices = stack.comparison(document, restoring(document), runs)
+    sides = {"compare_from": "s-shadow", "compare_to": "v-origin"}
+    assert tables(devices) == {
+        **{
+            f"blkrecov-lab-v-{role}": [
+                f"0 256 flakey /dev/mapper/blkrecov-lab-{end} 0 0 1 1 error_writes",
+                f"256 128 flakey /dev/mapper/blkrecov-lab-{end} 4096 0 1 1 error_writes",
+            ]
+            for role, end in sides.items()
+        },
+        "blkrecov-lab-v-compare": [
+            "0 384 raid raid1 2 0 nosync 2 "
+            "- /dev/mapper/blkrecov-lab-v-compare_from - /dev/mapper/blkrecov-lab-v-compare_to"
+        ],
+    }
+    assert [device.layer for device in devices] == [Layer.SIDE, Layer.SIDE, Layer.COPY]
+    assert {device.uuid.split("-")[1] for device in devices} == {"000000c0000000000000000000000000"}

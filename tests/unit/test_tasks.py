@@ -9,11 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blkrecov import tasks
-from blkrecov.errors import Cancelled, CancelTooLate, Code, InvalidArgument, InvalidOperation, ObjectFailed
+from blkrecov.errors import (
+    BlkrecovError,
+    Cancelled,
+    CancelTooLate,
+    Code,
+    InvalidArgument,
+    InvalidOperation,
+    ObjectFailed,
+    ProviderVeto,
+    RestoreCancelled,
+)
 from blkrecov.model import Document, Phase, Task, TaskKind, TaskState
 from blkrecov.tasks import NEXT, Event, IllegalTransition, RequestStatus
 
 TASK = Task(id=3, kind=TaskKind.RECOVER, lun=UUID(int=7), objects=("v",), phases=(Phase.REBUILD, Phase.REPAIR))
+RESTORE = Task(id=4, kind=TaskKind.RESYNC, lun=UUID(int=7), objects=("s:v",), phases=(Phase.RESTORE, Phase.COMPARE))
 LEGAL = {
     ("queued", "start"): "in_progress",
     ("queued", "fail"): "failed",
@@ -40,16 +51,19 @@ def in_state(state: TaskState, percent: int = 0) -> Task:
     return msgspec.structs.replace(TASK, state=state, percent=percent)
 
 
+@pytest.mark.parametrize("kind", TaskKind)
 @pytest.mark.parametrize(("state", "event"), list(product(TaskState, Event)))
-def test_a_task_goes_where_the_table_says_and_nowhere_else(state: TaskState, event: Event) -> None:
+def test_a_task_goes_where_the_table_says_and_nowhere_else(state: TaskState, event: Event, kind: TaskKind) -> None:
     """Every pair; what an ended task is told is our own mistake, except a cancel, which people send too late, or twice."""
+    task = msgspec.structs.replace(in_state(state), kind=kind)
     to = LEGAL.get((state.value, event.value))
     if to is not None:
-        assert told(in_state(state), event).state == TaskState(to)
+        assert told(task, event).state == TaskState(to)
         return
-    refusal = {TaskState.CANCELLED: Cancelled}.get(state, CancelTooLate) if event is Event.CANCEL else IllegalTransition
+    twice = RestoreCancelled if kind in (TaskKind.RESYNC, TaskKind.SNAPSHOT) else Cancelled
+    refusal = {TaskState.CANCELLED: twice}.get(state, CancelTooLate) if event is Event.CANCEL else IllegalTransition
     with pytest.raises(refusal):
-        told(in_state(state), event)
+        told(task, event)
 
 
 def test_the_table_has_no_other_pairs() -> None:
@@ -68,6 +82,15 @@ def test_a_cancelled_task_has_the_code_that_says_so() -> None:
     """QueryStatus gives it as the operation's result."""
     task = tasks.cancelled(in_state(TaskState.IN_PROGRESS, 42))
     assert (task.percent, task.code) == (0, "VDS_E_OPERATION_CANCELED")
+
+
+@pytest.mark.parametrize("kind", TaskKind)
+def test_each_specification_has_its_own_code_for_a_cancel(kind: TaskKind) -> None:
+    """A failure in VDS, a success in VSS."""
+    task = tasks.cancelled(msgspec.structs.replace(in_state(TaskState.IN_PROGRESS, 42), kind=kind))
+    vss = kind in (TaskKind.RESYNC, TaskKind.SNAPSHOT)
+    assert task.code == ("VSS_S_ASYNC_CANCELLED" if vss else "VDS_E_OPERATION_CANCELED")
+    assert task.percent == 0
 
 
 def test_completion_is_100_percent() -> None:
@@ -159,6 +182,81 @@ def test_a_cancel_that_comes_when_redundancy_is_back_is_too_late() -> None:
     assert tasks.cancelled(scrubbing).state is TaskState.CANCELLED
 
 
+def at(phase: Phase, state: TaskState = TaskState.IN_PROGRESS) -> Task:
+    """A restore that is there."""
+    return msgspec.structs.replace(RESTORE, state=state, phases=(Phase.RESTORE, phase), done=1)
+
+
+@pytest.mark.parametrize(
+    ("phase", "text"),
+    [
+        (Phase.COMPARE, "task 4 has copied everything already, and only compares it"),
+        (Phase.UNDO, "task 4 is putting back what was there before"),
+    ],
+)
+def test_a_restore_is_cancelled_while_it_copies_and_not_after(phase: Phase, text: str) -> None:
+    """There is nothing left to stop, or it is stopped already. Of one that has ended that is what is said."""
+    assert tasks.cancelled(tasks.started(RESTORE)).state is TaskState.CANCELLED
+    with pytest.raises(CancelTooLate, match=text):
+        tasks.cancelled(at(phase))
+    for state in (TaskState.COMPLETED, TaskState.FAILED):
+        with pytest.raises(CancelTooLate, match=f"is {state.value} already"):
+            tasks.cancelled(at(phase, state))
+
+
+@pytest.mark.parametrize(("phase", "held"), [(Phase.RESTORE, True), (Phase.UNDO, True), (Phase.COMPARE, False)])
+def test_a_restore_is_paused_while_it_copies(phase: Phase, held: bool) -> None:
+    """Its target is not ready anyway; a comparison cannot go on where it was."""
+    if held:
+        assert tasks.paused(at(phase)).paused
+    else:
+        with pytest.raises(InvalidOperation, match="cannot be held up"):
+            tasks.paused(at(phase))
+
+
+VETO = ProviderVeto("the shadow copy was lost", remedy="choose another")
+
+
+@pytest.mark.parametrize(("done", "phases"), [(0, (Phase.UNDO,)), (1, (Phase.RESTORE, Phase.UNDO))])
+def test_a_restore_that_goes_back_does_that_next_and_nothing_after(done: int, phases: tuple[Phase, ...]) -> None:
+    """From its copy, or from its comparison. It runs, and knows what it will end with; the percentage does not fall."""
+    task = msgspec.structs.replace(tasks.started(RESTORE), done=done, percent=42)
+    back = tasks.turned_back(task, VETO)
+    assert (back.phases, tasks.phase(back)) == (phases, Phase.UNDO)
+    assert (back.state, back.percent, back.code, back.message) == (
+        TaskState.IN_PROGRESS,
+        42,
+        "VSS_E_PROVIDER_VETO",
+        "the shadow copy was lost",
+    )
+    assert tasks.progressed(back, 0.1).percent >= 42
+    assert tasks.vss_status(back) is Code.VSS_S_ASYNC_PENDING
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "code", "remedy"),
+    [
+        (VETO, TaskState.FAILED, Code.VSS_E_PROVIDER_VETO, "choose another"),
+        (
+            RestoreCancelled("the task was cancelled"),
+            TaskState.CANCELLED,
+            Code.VSS_S_ASYNC_CANCELLED,
+            "restore again when it is wanted",
+        ),
+    ],
+)
+def test_a_restore_that_has_gone_back_ends_with_what_it_was_told(
+    error: BlkrecovError, state: TaskState, code: Code, remedy: str
+) -> None:
+    """Not completed, though all that was to be done is done."""
+    ended = tasks.gone_back(tasks.turned_back(tasks.started(RESTORE), error))
+    assert (ended.state, ended.percent, tasks.vss_status(ended)) == (state, 0, code)
+    assert ended.message == f"{error.message}; what was there before is there again"
+    assert ended.remedy == remedy
+    with pytest.raises(IllegalTransition):
+        tasks.gone_back(ended)
+
+
 DOCUMENT = Document(array=UUID(int=1), name="lab", rate_min=3, rate_max=70)
 
 
@@ -211,6 +309,32 @@ COMPLETED = tasks.completed(in_state(TaskState.IN_PROGRESS, 42))
 def test_the_vds_face(task: Task, code: Code, percent: int) -> None:
     """IVdsAsync::QueryStatus: pending is an error code there."""
     assert tasks.vds_status(task) == (code, percent)
+
+
+VETOED = tasks.failed(tasks.started(RESTORE), VETO)
+CALLED_OFF = tasks.cancelled(tasks.started(RESTORE))
+
+
+@pytest.mark.parametrize(
+    ("task", "code"),
+    [
+        (RESTORE, Code.VSS_S_ASYNC_PENDING),
+        (tasks.started(RESTORE), Code.VSS_S_ASYNC_PENDING),
+        (tasks.completed(tasks.started(RESTORE)), Code.VSS_S_ASYNC_FINISHED),
+        (CALLED_OFF, Code.VSS_S_ASYNC_CANCELLED),
+        (VETOED, Code.VSS_E_PROVIDER_VETO),
+    ],
+)
+def test_the_vss_face(task: Task, code: Code) -> None:
+    """IVssAsync::QueryStatus: all but a failure are successes there."""
+    assert tasks.vss_status(task) is code
+
+
+def test_the_vds_face_of_a_restore() -> None:
+    """The family's own words where it has some."""
+    assert tasks.vds_status(CALLED_OFF) == (Code.VDS_E_OPERATION_CANCELED, 0)
+    assert tasks.vds_status(VETOED) == (Code.VSS_E_PROVIDER_VETO, 0)
+    assert tasks.dmrp_status(CALLED_OFF) == (RequestStatus.REQ_ABORTED, 0, Code.VSS_S_ASYNC_CANCELLED)
 
 
 @pytest.mark.parametrize(

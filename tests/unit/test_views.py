@@ -1,12 +1,16 @@
 """What is shown: words, numbers and shapes that other programs rely on."""
 
+from uuid import UUID
+
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blkrecov import provision, recover, replace, tasks, views
+from blkrecov import provision, recover, replace, shadows, tasks, views
 from blkrecov.condition import state_of
+from blkrecov.dm import names
+from blkrecov.dm.table import TargetLine
 from blkrecov.errors import BlkrecovError, ObjectFailed
 from blkrecov.model import (
     Document,
@@ -16,14 +20,28 @@ from blkrecov.model import (
     Lun,
     LunStatus,
     MemberState,
+    Pair,
     Phase,
+    Restore,
     Task,
     TaskKind,
     TaskState,
 )
-from blkrecov.observed import Observed
-from blkrecov.units import MIB, SECTOR, Bytes
-from tests.unit.arrays import array, drive, drives, raid_words, seen, uuids, with_lun, with_states
+from blkrecov.observed import Live, Observed
+from blkrecov.units import MIB, SECTOR, Bytes, Sectors
+from tests.unit.arrays import (
+    array,
+    drive,
+    drives,
+    raid_words,
+    seen,
+    uuids,
+    with_lost,
+    with_lun,
+    with_plex,
+    with_shadow,
+    with_states,
+)
 
 LOST = MemberState.FAILED
 GOOD = MemberState.IN_SYNC
@@ -545,6 +563,122 @@ def test_a_lun_s_values() -> None:
         "mounts": [{"path": "/mnt", "fstype": "ext4"}],
         "task": None,
     }
+
+
+# Shadow copies.
+
+
+def shadow_words(document: Document, name: str, words: str) -> Observed:
+    """What the kernel says of a differential shadow copy."""
+    lun = document.lun(name)
+    line = TargetLine(start=Sectors(0), length=Sectors(lun.size), kind="snapshot", params=words)
+    live = Live(
+        name=f"blkrecov-lab-{name}-shadow",
+        uuid=names.dm_uuid(lun.uuid, "shadow"),
+        number="253:41",
+        table=(line,),
+        status=(line,),
+        suspended=False,
+        inactive=False,
+        open_count=1,
+    )
+    return Observed(devices={live.uuid: live}, backings=seen(document).backings)
+
+
+def shown_lun(document: Document, observed: Observed, name: str) -> views.Json:
+    return views.lun_view(document, observed, document.lun(name), node="", verified=True, mounts=())
+
+
+def test_a_shadow_copy_is_shown_with_what_its_store_holds() -> None:
+    """In bytes; the metadata is in it."""
+    document, _ = with_shadow(with_lun(drives(6), Layout.RAID1)[0])
+    view = shown_lun(document, shadow_words(document, "s", "2048/32768 256"), "s")
+    assert view["shadow_copy_of"] == "v"
+    assert view["shadow"] == {
+        "kind": "differential",
+        "taken": 1000,
+        "store": {"size": 16 * MIB, "used": MIB, "chunk": 65536},
+        "lost": None,
+    }
+
+
+@pytest.mark.parametrize("words", ["Invalid", None])
+def test_a_store_that_does_not_tell_has_no_use(words: str | None) -> None:
+    """Overflowed, or not loaded."""
+    document, _ = with_shadow(with_lun(drives(6), Layout.RAID1)[0])
+    observed = seen(document) if words is None else shadow_words(document, "s", words)
+    assert shown_lun(document, observed, "s")["shadow"]["store"]["used"] is None
+
+
+def test_why_a_shadow_copy_is_lost_is_shown() -> None:
+    """And that it has failed."""
+    document = with_lost(with_shadow(with_lun(drives(6), Layout.RAID1)[0])[0])
+    view = shown_lun(document, seen(document), "s")
+    assert (view["shadow"]["lost"], view["status"], view["health"]) == ("its store was full", "failed", "failed")
+
+
+def test_a_plex_has_no_store() -> None:
+    """And when its origin is gone it is told by its UUID."""
+    document, _ = with_plex(with_lun(drives(6), Layout.RAID1)[0])
+    origin = document.lun("v")
+    view = shown_lun(document, seen(document), "p")
+    assert view["shadow"] == {"kind": "plex", "taken": 1000, "store": None, "lost": None}
+    document = document.without_lun(origin)
+    assert shown_lun(document, seen(document), "p")["shadow_copy_of"] == str(origin.uuid)
+
+
+def test_a_shadow_copy_lives_as_long_as_both_of_its_halves() -> None:
+    """What it shows is in its store and in its origin: the weaker of them decides."""
+    document, _ = with_lun(drives(10), Layout.RAID6, on=("d0", "d1", "d2", "d3"))
+    document, shadow = with_shadow(document, on=("d4", "d5"))
+    assert views.tolerance(document, seen(document), shadow) == 1
+    assert views.tolerance(document, seen(document, away=("d0", "d1")), shadow) == 0
+    document, strong = with_shadow(document, "t", layout=Layout.RAID6, on=("d6", "d7", "d8", "d9"))
+    assert views.tolerance(document, seen(document), strong) == 2
+    assert views.tolerance(document, seen(document, away=("d0",)), strong) == 1
+
+
+def test_a_lun_whose_contents_are_not_whole_is_not_ready() -> None:
+    """While they are put on it, and when that came to nothing; then it is said why."""
+    document, _ = with_lun(drives(6), Layout.RAID1, on=("d0", "d1"))
+    document, _ = with_shadow(document)
+    observed = seen(document, raid_words("AA"))
+    restore = Restore(uuid=UUID(int=5), source=document.lun("s").uuid)
+    view = shown(document.with_lun(msgspec.structs.replace(document.lun("v"), restore=restore)), observed)
+    assert (view["status"], view["health"], view["incomplete"]) == ("not_ready", "rebuilding", None)
+    left = msgspec.structs.replace(document.lun("v"), incomplete="the resync of s:v was cancelled")
+    view = shown(document.with_lun(left), observed)
+    assert (view["status"], view["health"]) == ("not_ready", "failed")
+    assert view["incomplete"] == "the resync of s:v was cancelled"
+
+
+def test_a_log_is_a_region_of_its_drive() -> None:
+    """Of the LUN that is restored; nobody's member, and as good as the drive."""
+    document, _ = with_lun(drives(3, units=80), Layout.RAID1, on=("d0", "d1"))
+    document, plex = with_plex(document, mib=10, on=("d0",))
+    document = document.with_lun(shadows.filled(document, document.lun("v"), plex, uuids(0x9000)))
+    rows = [(row["role"], row["lun"], row["status"]) for row in views.regions(document, document.drive("d2"))]
+    assert rows == [("label", None, "ok"), ("meta", "v", "ok"), ("free", None, "ok"), ("label", None, "ok")]
+    document = provision.fail_drive(document, "d2").document
+    assert ("meta", "failed") in [(row["role"], row["status"]) for row in views.regions(document, document.drive("d2"))]
+
+
+def test_a_task_on_two_luns_is_shown_by_both() -> None:
+    """The source has it too."""
+    document, lun = with_lun(drives(6), Layout.RAID1)
+    document, shadow = with_shadow(document)
+    task = Task(
+        id=4, kind=TaskKind.RESYNC, lun=lun.uuid, objects=("s:v",), pairs=(Pair(source=shadow.uuid, target=lun.uuid),)
+    )
+    document = document.with_task(tasks.started(task))
+    assert [shown_lun(document, seen(document), name)["task"] for name in ("v", "s")] == [4, 4]
+
+
+def test_a_cancelled_restore_has_a_code_that_is_a_success() -> None:
+    """As IVssAsync has it."""
+    task = Task(id=4, kind=TaskKind.RESYNC, lun=UUID(int=1), objects=("s:v",), phases=(Phase.RESTORE,))
+    view = views.task_view(tasks.cancelled(tasks.started(task)))
+    assert (view["state"], view["code"], view["hresult"]) == ("cancelled", "VSS_S_ASYNC_CANCELLED", "0x0004230B")
 
 
 def test_a_lun_s_members_are_in_their_order() -> None:
