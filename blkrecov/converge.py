@@ -246,6 +246,9 @@ class _Plan:
         """Whether there is nothing that a LUN's contents could be read from."""
         if lun.shadow is not None and lun.differential and self.unreachable(self.document.lun_of(lun.shadow.origin)):
             return True
+        if self.unmade(lun) and not self.observed.survives(self.document, lun):
+            # What is there of it could be written to, and its shadow copies, on the same drives perhaps, would not see that.
+            return True
         return self.dead(lun) and not self.observed.loaded(lun)
 
     def presentable(self, lun: Lun) -> bool:

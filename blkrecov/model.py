@@ -410,7 +410,8 @@ class Task(msgspec.Struct, frozen=True):
     @property
     def luns(self) -> frozenset[UUID]:
         """All that it works on."""
-        return frozenset((self.lun, *(lun for pair in self.pairs for lun in (pair.source, pair.target))))
+        pairs = (lun for pair in self.pairs for lun in (pair.source, pair.target))
+        return frozenset((self.lun, *pairs, *self.temporary))
 
 
 class Tombstone(msgspec.Struct, frozen=True):

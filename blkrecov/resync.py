@@ -378,6 +378,12 @@ def trouble(document: Document, observed: Observed, task: Task) -> ProviderVeto 
     present = {lun.uuid: lun for lun in document.luns}
     for target in targets(document, task):
         assert target.restore is not None
+        undo = next(pair.undo for pair in task.pairs if pair.target == target.uuid)
+        if undo is not None and undo not in present and not target.restore.begun:
+            return ProviderVeto(
+                f"the shadow copy of LUN {target.name!r} that was to undo the restore could not be taken",
+                remedy="nothing was written yet: restore again",
+            )
         source = present.get(target.restore.source)
         if source is None or source.shadow is None:
             return ProviderVeto(

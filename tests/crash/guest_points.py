@@ -235,6 +235,7 @@ def end(array: Array, task: Task) -> None:
         targets = resync.targets(array.document, task)
         return all(resync.copied(array.observed, target).complete for target in targets)
 
+    array.advance(task.id)
     inside.until(array, copied, "the copy's end")
     array.wait(task.id, timeout_s=inside.DEADLINE_S)
 

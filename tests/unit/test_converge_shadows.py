@@ -5,6 +5,7 @@ memory (machine.py), which refuses what would let an origin's host write past it
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import msgspec
 import pytest
@@ -410,6 +411,40 @@ def test_a_shadow_copy_that_was_never_made_is_forgotten() -> None:
     assert [lun.name for lun in take_note(unmade, machine.observe(unmade), unclean=False).luns] == ["v", "s"]
 
 
+def test_half_a_set_is_none() -> None:
+    """The one that is there would be of another moment than the one that is not. What was taken before stays."""
+    document = beside()
+    machine = running(document)
+    set_of_two = taking(document, of("w", "t"), of("v", "u"))(machine)
+    plan = told(machine.plan(set_of_two))
+    machine.run(set_of_two, limit=0)
+    made_one = next(
+        number
+        for number, step in enumerate(machine.plan(set_of_two))
+        if isinstance(step, CreateDevice) and step.device.name.endswith("-shadow")
+    )
+    machine.run(set_of_two, limit=made_one + 1)
+    assert sum(name.endswith("-shadow") for name in machine.devices) == 2
+    assert plan.count("create t-shadow snapshot") == plan.count("create u-shadow snapshot") == 1
+    noted = take_note(set_of_two, machine.observe(set_of_two), unclean=False)
+    assert [lun.name for lun in noted.luns] == ["v", "s", "w"]
+    machine.run(noted)
+    assert machine.plan(noted) == []
+    assert machine.state() == running(document).state()
+
+
+def test_a_shadow_copy_that_is_away_with_its_origin_has_missed_nothing() -> None:
+    """Nobody could write to that."""
+    document = shadowed()
+    machine = running(document)
+    machine.power_cut()
+    for name in ("v", "s"):
+        for member in document.lun(name).members:
+            del machine.backings[member.drive]
+    noted = take_note(document, machine.observe(document), unclean=False)
+    assert noted.lun("s").shadow == document.lun("s").shadow
+
+
 # LUNs are restored.
 
 
@@ -764,13 +799,16 @@ def test_a_stage_is_reached_once(name: str) -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_process_killed_between_any_two_steps_leaves_nothing_undone(name: str) -> None:
-    """The next one looks, and ends where the first would have. At no step can an origin be written past its shadow copies."""
+    """The next one looks, and ends where the first would have, or without the shadow copies that were being made. At no step can
+    an origin be written past the others.
+    """
     machine, document = begun(STAGES[name])
-    for done in range(len(machine.plan(document))):
+    for done, looks in product(range(len(machine.plan(document))), (False, True)):
         machine, document = begun(STAGES[name])
         machine.run(document, limit=done)
-        machine.run(document)
-        as_if_always(machine, document)
+        noted = take_note(document, machine.observe(document), unclean=True) if looks else document
+        machine.run(noted)
+        as_if_always(machine, noted)
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -763,14 +763,26 @@ def test_what_was_made_for_the_copy_s_sake_goes_with_it() -> None:
     assert free == [geometry.free_length(document, drive) for drive in document.drives]
 
 
-def test_a_filled_plex_is_of_its_own_moment() -> None:
-    """It was not restored: `restored` is for what has held something else before. What it was filled from goes."""
+def filling() -> Document:
+    """A plex p of v, into which the kernel copies."""
     document, _ = with_lun(drives(8), Layout.RAID1)
     request = ShadowRequest(origin="v", name="p", plex=True)
     document = shadows.propose(document, seen(document), [request], uuids(0x8000))[0].document
-    after = ended(copying(document, "p"))
+    return copying(stamped(stamped(document, "base-1-0", 1000)[0], "p", 1000)[0], "p")
+
+
+def test_a_filled_plex_is_of_its_own_moment() -> None:
+    """It was not restored: `restored` is for what has held something else before. What it was filled from goes."""
+    after = ended(filling())
     assert [lun.name for lun in after.luns] == ["v", "p"]
     assert (after.lun("p").restored, after.lun("p").ready) == (0, True)
+
+
+def test_a_plex_that_came_to_nothing_never_was() -> None:
+    """Half of one is no shadow copy."""
+    after = given_up(filling())
+    assert [lun.name for lun in after.luns] == ["v"]
+    assert [stone.name for stone in after.tombstones] == ["base-1-0"]
 
 
 def given_up(document: Document) -> Document:
