@@ -461,7 +461,8 @@ class Array(Restoring):
         task = self.advance(number)
         stopped = tasks.cancelled(task)
         if task.kind in COPIES:
-            return self._turn_back(task, tasks.cancellation(task))
+            self._turn_back(task, tasks.cancellation(task))
+            return self.advance(number)  # Else nobody would put back what was there before until the array is opened again.
         phase = tasks.phase(task)
         lun = self.document.lun_of(task.lun)
         document = self.document

@@ -80,6 +80,11 @@ def extend(document: Document, lun: Lun, size: Bytes, ids: Iterator[UUID]) -> Pr
 def delete(document: Document, lun: Lun, holders: tuple[str, ...]) -> Proposal:
     """The array without the LUN. `holders` are those that have it open, which is a reason not to."""
     refuse_busy(document, lun)
+    if lun.shadow is not None and lun.differential:
+        task = document.task_on(lun.shadow.origin)
+        if task is not None and task.pairs:
+            # It goes through the device that this shadow copy is the reason for.
+            refuse_busy(document, document.lun_of(lun.shadow.origin))
     shadows = document.shadows_of(lun.uuid)
     if shadows:
         raise InvalidOperation(

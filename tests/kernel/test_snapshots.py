@@ -782,7 +782,7 @@ class Half:
 
 @pytest.fixture
 def begin_half(slow: Slow, lab: Lab) -> Iterator[Callable[[Array], Half]]:
-    """Six drives, of which five carry the configuration: the slow one is no part of them."""
+    """Six drives, of which five carry the configuration: the slow one is no part of them. Ask for it before `lab`."""
     lab.create(5)
 
     def begin(array: Array) -> Half:
@@ -811,7 +811,7 @@ def begin_half(slow: Slow, lab: Lab) -> Iterator[Callable[[Array], Half]]:
     slow.delay(0)
 
 
-def test_a_plex_is_of_the_moment_when_it_was_begun(lab: Lab, begin_half: Callable[[Array], Half]) -> None:
+def test_a_plex_is_of_the_moment_when_it_was_begun(begin_half: Callable[[Array], Half], lab: Lab) -> None:
     """Its origin is written to while it is filled. Until it is whole it is not ready, whoever asks."""
     with lab.opened() as array:
         half = begin_half(array)
@@ -836,7 +836,7 @@ def left(array: Array) -> object:
     return [lun.name for lun in array.document.luns], uses, our_devices(), len(array.observed.exports)
 
 
-def test_a_plex_that_is_cancelled_leaves_nothing_behind(lab: Lab, begin_half: Callable[[Array], Half]) -> None:
+def test_a_plex_that_is_cancelled_leaves_nothing_behind(begin_half: Callable[[Array], Half], lab: Lab) -> None:
     """Neither a LUN nor an extent nor a device, and nothing above its origin's plex."""
 
     def cancelled() -> list[Event]:
@@ -857,7 +857,7 @@ def test_a_plex_that_is_cancelled_leaves_nothing_behind(lab: Lab, begin_half: Ca
 
 
 @pytest.mark.parametrize("restart", ["process", "stop", "power_cut"])
-def test_a_plex_goes_on_after_a_restart(lab: Lab, begin_half: Callable[[Array], Half], restart: str) -> None:
+def test_a_plex_goes_on_after_a_restart(begin_half: Callable[[Array], Half], lab: Lab, restart: str) -> None:
     """Whoever opens the array next sees it to its end; what was written to the origin before and after is no part of it."""
     with lab.opened() as array:
         half = begin_half(array)
