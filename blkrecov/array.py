@@ -462,7 +462,8 @@ class Array(Restoring):
         stopped = tasks.cancelled(task)
         if task.kind in COPIES:
             self._turn_back(task, tasks.cancellation(task))
-            return self.advance(number)  # Else nobody would put back what was there before until the array is opened again.
+            # Else nobody would begin to put back what was there before until the array is opened again.
+            return self.advance(number)
         phase = tasks.phase(task)
         lun = self.document.lun_of(task.lun)
         document = self.document

@@ -50,11 +50,16 @@ def refuse_taken(document: Document, name: str) -> None:
 
 
 def extend(document: Document, lun: Lun, size: Bytes, ids: Iterator[UUID]) -> Proposal:
-    """The LUN at a larger size.
+    """The LUN at a larger size. Not a shadow copy: it shows a moment of its origin's, and that had another size.
 
     A LUN that has lost a member is refused: dm-raid would grow it, but its write-intent bitmap would not cover the new part,
     and what is written there would be lost for the member when it comes back (Linux 6.1 and 6.12, drivers/md/dm-raid.c).
     """
+    if lun.shadow is not None:
+        raise InvalidOperation(
+            f"LUN {lun.name!r} is a shadow copy, which never is altered",
+            remedy="restore it onto a new LUN, which can grow; its store's size is changed with: blkrecov snapshot extend",
+        )
     refuse_busy(document, lun)
     if lun.lost:
         raise ObjectFailed(

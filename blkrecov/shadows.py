@@ -227,13 +227,13 @@ def extend(document: Document, lun: Lun, size: Bytes, ids: Iterator[UUID]) -> Pr
             f"shadow copy {lun.name!r} has lost its contents: {lun.shadow.lost}",
             remedy=f"delete it with: blkrecov snapshot delete {lun.name}",
         )
-    # Of a store the plex is the size.
-    bare = msgspec.structs.replace(lun, size=geometry.plex_length(lun))
+    # The store as a LUN like any other: its plex is its size.
+    bare = msgspec.structs.replace(lun, size=geometry.plex_length(lun), shadow=None)
     try:
         proposal = provision.extend(document, bare, size, ids)
     except NotEnoughSpace as error:
         raise InsufficientStorage(error.message, remedy=error.remedy) from error
-    grown = msgspec.structs.replace(proposal.document.lun_of(lun.uuid), size=lun.size)
+    grown = msgspec.structs.replace(proposal.document.lun_of(lun.uuid), size=lun.size, shadow=lun.shadow)
     store = format_size(in_bytes(geometry.plex_length(grown)))
     return Proposal(
         document=document.with_lun(grown),

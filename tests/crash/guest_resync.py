@@ -1,14 +1,14 @@
 """In the guest: resynchronisations under which the power goes, and what is found when the array is opened again.
 
 The array's LUNs are there for all of a run. "a" is restored from its shadow copy a1 while a2 is there too, "b" from a plex that
-was taken of a LUN which is gone. Before each resync the targets are overwritten; a slow drive under both makes the copy last.
+was taken of a LUN which is gone. Before each resync the targets are overwritten. Where the copy is to be met, drives are slow.
 
 A moment is [number, scenario, stage, how far], the last a fraction. Stages: "start" and "finish" are at one of the call's single
 effects (guest_points.count_fine) before and after the copy, "copy" is when the kernel has copied that much. At the host's
 moments the guest waits for the host to kill it; at its own it takes the devices away, and begins another boot, by itself.
 
-Order: boot (0 makes the array), moments (the guest's own), kill (the host's moment, or null), seed. What must be known after a
-boot is in state.json.
+Order: boot (0 makes the array), moments (the guest's own), kill (the host's moment, or null). What must be known after a boot
+is in state.json.
 """
 
 import hashlib
@@ -291,7 +291,7 @@ def look(how: str) -> None:
     document = on_the_drives()
     found: Json = {"number": number, "scenario": scenario, "stage": stage, "far": far, "how": how}
     found |= {"task": state_of(document, cut["task"]), "targets": list(TARGETS[scenario]), "copies": copies(document)}
-    found |= {key: cut[key] for key in ("before", "after")}
+    found |= {"sources": state["sources"], "before": cut["before"], "after": cut["after"]}
     if how == "killed":
         inside.blkrecov("array", "show")
     found |= must(lambda: finish(cut["task"]))
@@ -335,7 +335,8 @@ def wait_for_the_host(moment: Moment) -> None:
         inside.mark(f"moment-{moment[0]}")
         signal.pause()
 
-    forked(lambda: call(moment, saved()["counts"], stop_here))
+    _, answer = forked(lambda: call(moment, saved()["counts"], stop_here))
+    assert "error" not in answer, answer
     stop_here()  # It has ended with fewer effects than when they were counted; the power goes right after it.
 
 
@@ -343,7 +344,7 @@ def main(order: Json) -> None:
     import rtslib_fb  # noqa: F401  # Once, and not in every process that is forked.
 
     if order["boot"] == 0:
-        must(lambda: make())
+        must(make)
         for number, scenario in enumerate(TARGETS):
             undisturbed(100 + number, scenario)
     else:

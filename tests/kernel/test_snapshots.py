@@ -911,7 +911,7 @@ REFUSALS = [
     ("snapshot create --plex snap copy", "VDS_E_INVALID_OPERATION", "take one of its origin"),
     ("snapshot create vol snap", "VDS_E_OBJECT_EXISTS", "another name"),
     ("snapshot create vol vol", "VDS_E_OBJECT_EXISTS", "another name"),
-    ("snapshot create vol one vol one", "VDS_E_OBJECT_EXISTS", "another name"),
+    ("snapshot create vol one vol one --layout linear", "VDS_E_OBJECT_EXISTS", "another name"),
     ("snapshot create vol one two", "E_INVALIDARG", "name each LUN, and after it its shadow copy"),
     ("snapshot create other one --store 60M", "VSS_E_INSUFFICIENT_STORAGE", "a smaller --store"),
     ("snapshot create --plex other one --layout raid1", "VSS_E_INSUFFICIENT_STORAGE", "drive add"),
@@ -926,7 +926,7 @@ REFUSALS = [
     ("snapshot extend vol --store 16M", "VSS_E_OBJECT_NOT_FOUND", "snapshot list"),
     ("snapshot delete vol", "VSS_E_OBJECT_NOT_FOUND", "snapshot list"),
     ("snapshot delete nothing", "VDS_E_OBJECT_NOT_FOUND", "lun list"),
-    ("lun extend snap --size 16M", "VDS_E_INVALID_OPERATION", "snapshot extend"),
+    ("lun extend snap --size 40M", "VDS_E_INVALID_OPERATION", "snapshot extend"),
 ]
 PLANS = [
     "snapshot create vol one",
