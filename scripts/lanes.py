@@ -34,11 +34,15 @@ GUESTS: Final = 2
 SLOWEST: Final = (
     "test_matrix_parity.py",
     "test_matrix_mirror.py",
+    "test_snapshots.py",
+    "test_resync_codes.py",
     "test_layouts.py",
+    "test_resync.py",
     "test_luns.py",
     "test_restart.py",
     "test_bad_input.py",
     "test_control_cut.py",
+    "test_resync_cut.py",
 )
 GUEST_OPTIONS: Final = ("--mem", "3G", "--disk", "3G", "--timeout", "900")
 

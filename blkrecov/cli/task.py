@@ -98,7 +98,10 @@ def cancel(number: int) -> None:
         task = array.cancel(number)
     if options().json:
         show_json(views.task_view(task))
-    say(f"task {task.id} is cancelled")
+    if task.state.ended:
+        say(f"task {task.id} is cancelled")
+    else:
+        say(f"task {task.id} puts back what was there before; wait for it with: blkrecov task wait {task.id}")
 
 
 @group.command("pause")

@@ -26,7 +26,7 @@ _BLKDISCARD: Final = 0x1277
 _BLKZEROOUT: Final = 0x127F
 
 # udev opens disks and partitions, for moments, to look at them.
-_PARTITIONS_PATIENCE_S: Final = 2.0
+_PARTITIONS_PATIENCE_S: Final = 1.0
 _PARTITIONS_PAUSE_S: Final = 0.05
 
 
