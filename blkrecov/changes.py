@@ -22,7 +22,7 @@ Runs: TypeAlias = tuple[Extent, ...]
 
 # A mirror target copies one region at a time. Several side by side are faster (stack.py).
 PARTS: Final = 16
-REGIONS_EACH: Final = 32
+REGIONS_EACH: Final = 48
 PART: Final = Sectors(16 * MIB // SECTOR)
 # A target rewrites all of its log twice for each region that it copies: that is kept short.
 MANY_REGIONS: Final = 2**17

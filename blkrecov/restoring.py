@@ -50,6 +50,8 @@ _PAGE: Final = 4 * KIB
 MOST_LOGS: Final = 3
 # Runs that a comparison is made of: each is a target of a table, twice.
 MANY_SEGMENTS: Final = 2048
+# A copy that is over sooner tells no quarters: each is a version of the document.
+LONG_S: Final = 2.0
 
 
 class Restoring(Running):
@@ -58,6 +60,7 @@ class Restoring(Running):
     def __init__(self, settings: Settings, found: Discovered, lock: Lock, owned: ExitStack) -> None:
         super().__init__(settings, found, lock, owned)
         self._logs_lost: dict[int, int] = {}
+        self._seeded_s: dict[int, float] = {}
 
     @abstractmethod
     def advance(self, number: int) -> Task:
@@ -340,7 +343,11 @@ class Restoring(Running):
         stuck = next((self.trouble[target.uuid] for target in unmade if target.uuid in self.trouble), None)
         if stuck is not None:
             return self._turn_back(task, ProviderVeto(stuck.message, remedy=stuck.remedy))
-        return self._told(self.progress(task.id))
+        return self._told(self.progress(task.id)) if self._is_long(task) else task
+
+    def _is_long(self, task: Task) -> bool:
+        """Whether a copy takes so long that its quarters are worth the writing down."""
+        return time.monotonic() - self._seeded_s.get(task.id, 0.0) > LONG_S
 
     def _seed(self, task: Task, targets: Sequence[Lun]) -> Task:
         """The targets are quiet: write down what differs, and let the kernel copy it."""
@@ -353,6 +360,7 @@ class Restoring(Running):
             except BlkrecovError as error:
                 return self._turn_back(task, ProviderVeto(error.message, remedy=error.remedy))
         self.store(self._accounted(document, task))
+        self._seeded_s[task.id] = time.monotonic()
         for target in targets:
             self.trouble.pop(target.uuid, None)
         self._run(converge(self.document, self.observe()), wanted=frozenset())
@@ -491,7 +499,7 @@ class Restoring(Running):
             unseeded = any(target.restore and not target.restore.length for target in targets)
             if unseeded or all(copy.complete for copy in copies) or any(copy.log_failed for copy in copies):
                 return True
-        return tasks.quarter(self.progress(task.id).task) > task.percent
+        return self._is_long(task) and tasks.quarter(self.progress(task.id).task) > task.percent
 
     def _hold(self, task: Task, *, held: bool) -> Task:
         """Take a restore's copies away, or make them again: their logs know what is left to do."""

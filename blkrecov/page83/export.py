@@ -14,7 +14,8 @@ What always holds:
 - An export that returns has been checked: the disk answers the page-83 identity computed from the serial, and nobody else
   does. One that raises has left nothing behind, or says what.
 
-Targets, LUNs and ALUA go through rtslib. Making a backstore does not: rtslib's constructor writes LIO's `dbroot`, and so fails
+Targets and LUNs go through rtslib. ALUA's one word does not, for whoever sets it would wait longer for rtslib's import than for
+the kernel; nor does making a backstore: rtslib's constructor writes LIO's `dbroot`, and so fails
 where there is no /etc/target (rtslib_fb/root.py, RTSRoot._set_dbroot()), and it numbers backstores by a cache that other
 processes make stale (rtslib_fb/tcm.py, bs_cache). So the few writes of a backstore are made here.
 
@@ -56,6 +57,7 @@ _CORE: Final = _CONFIGFS / "target/core"
 _LOOPBACK: Final = _CONFIGFS / "target/loopback"
 _MODULES: Final = ("target_core_mod", "target_core_iblock", "tcm_loop")
 
+_ACCESS_STATE: Final = "alua/default_tg_pt_gp/alua_access_state"
 _TPG: Final = 1  # tcm_loop's hosts know the SCSI targets 0 and 1 (max_id is 2), and the tag of the group is the target.
 _LUN: Final = 0
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9+_.-]{0,99}")
@@ -185,7 +187,7 @@ class Exporter:
         """
         state = AccessState.ACTIVE if ready else AccessState.UNAVAILABLE
         with _lio(f"set {export.name} {state.name.lower()}"):
-            _port_group(export.backstore).alua_access_state = int(state)
+            _write(export.backstore / _ACCESS_STATE, str(int(state)))
 
     def is_ready(self, export: Export) -> bool:
         with _lio(f"tell the state of {export.name}"):
@@ -229,7 +231,7 @@ class Exporter:
             _configure(backstore, device_node, name, serial, read_only=read_only)
             if not ready:
                 with _lio(f"set {name} not ready"):
-                    _port_group(backstore).alua_access_state = int(AccessState.UNAVAILABLE)
+                    _write(backstore / _ACCESS_STATE, str(int(AccessState.UNAVAILABLE)))
             with _lio(f"make the target {target_wwn}"):
                 target = _rtslib().Target(_rtslib().FabricModule("loopback"), target_wwn, "create")
             undo.callback(_remove_target, target_wwn)
@@ -283,7 +285,11 @@ def _lio(what: str) -> Iterator[None]:
     """LIO's refusals in our words. It gives an errno and nothing else; its reasons are in the kernel's log."""
     try:
         yield
-    except (_rtslib().RTSLibError, OSError) as error:
+    except OSError as error:
+        raise ProviderFailure(f"LIO refused to {what}: {error}") from error
+    except Exception as error:
+        if not isinstance(error, _rtslib().RTSLibError):
+            raise
         raise ProviderFailure(f"LIO refused to {what}: {error}") from error
 
 
@@ -380,11 +386,7 @@ def _storage_object(backstore: Path) -> Any:
 
 
 def _is_ready(backstore: Path) -> bool:
-    return int(_read(backstore / "alua/default_tg_pt_gp/alua_access_state")) == AccessState.ACTIVE
-
-
-def _port_group(backstore: Path) -> Any:
-    return _rtslib().ALUATargetPortGroup(_storage_object(backstore), "default_tg_pt_gp")
+    return int(_read(backstore / _ACCESS_STATE)) == AccessState.ACTIVE
 
 
 def _make_backstore_directory(name: str) -> Path:

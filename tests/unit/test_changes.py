@@ -203,7 +203,7 @@ def test_how_a_length_is_divided(mib: int, region: int, starts: list[int]) -> No
     assert {part.region for part in parts} == {region}
 
 
-@pytest.mark.parametrize(("dirty", "count"), [(0, 1), (1, 1), (63, 1), (64, 2), (511, 15), (512, 16), (10**6, 16)])
+@pytest.mark.parametrize(("dirty", "count"), [(0, 1), (1, 1), (95, 1), (96, 2), (767, 15), (768, 16), (10**6, 16)])
 def test_a_mirror_target_is_worth_its_making_for_so_many_regions(dirty: int, count: int) -> None:
     """Each has a device of its own for its log: 32 regions and more, and no more than sixteen."""
     assert changes.parts(dirty) == count
