@@ -252,13 +252,19 @@ class Array(Restoring):
 
         A task that waits gets its turn as soon as nobody needs its drives.
         """
+        self.observe()
+        return self._advanced(number)
+
+    def _advanced(self, number: int) -> Task:
+        """The same, from what was observed just now."""
         task = self.document.task(number)
         while not task.state.ended:
-            self.observe()
             following = self._step(task)
             if following == task:
                 break
             task = following
+            if task.kind not in COPIES:
+                self.observe()  # A restore's steps leave what they have seen last.
         if task.state.ended:
             self._give_turns()
         return self.document.task(number)
@@ -633,7 +639,8 @@ class Array(Restoring):
 
         To be called while tasks are under way, as often as one likes: samples that are too close are not compared.
         """
-        running = {task.lun for task in self.document.tasks if not task.state.ended}
+        # What copies is no business of md's.
+        running = {task.lun for task in self.document.tasks if not task.state.ended and task.kind not in COPIES}
         if not running:
             self._governor = Governor()
             return

@@ -453,7 +453,8 @@ class Engine:
             self._run(converge(self.document, self.observe()), wanted=wanted, undo=undo)
             self._act_on(proposal.then, undo)
             undo.pop_all()
-        self.observe()
+        if proposal.then:
+            self.observe()
         self._stamp()
 
     def _stamp(self) -> None:

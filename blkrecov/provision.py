@@ -69,17 +69,22 @@ def extend(document: Document, lun: Lun, size: Bytes, ids: Iterator[UUID]) -> Pr
     if any(member.state is not MemberState.IN_SYNC for member in lun.members):
         raise AnotherCallInProgress(f"LUN {lun.name!r} is being rebuilt")
     grown = geometry.extended(document, lun, size, ids)
-    if grown.region and geometry.region_size(geometry.plex_length(grown)) > grown.region:
-        raise NotSupported(
-            f"LUN {lun.name!r} cannot grow to {format_size(grown.bytes)}: its write-intent bitmap has too few bits for that",
-            remedy="make a new LUN of that size",
-        )
+    refuse_bitmap(lun, grown)
     return Proposal(
         document=document.with_lun(grown),
         why=f"LUN {lun.name} grows to {format_size(grown.bytes)}",
         prepare=evened(document, lun, grown),
         lun=lun.uuid,
     )
+
+
+def refuse_bitmap(before: Lun, after: Lun) -> None:
+    """Raises: NotSupported for a LUN that has grown past what its write-intent bitmap can name."""
+    if after.region and geometry.region_size(geometry.plex_length(after)) > after.region:
+        raise NotSupported(
+            f"LUN {before.name!r} cannot grow to {format_size(after.bytes)}: its write-intent bitmap has too few bits for that",
+            remedy="make a new LUN of that size",
+        )
 
 
 def delete(document: Document, lun: Lun, holders: tuple[str, ...]) -> Proposal:

@@ -63,8 +63,8 @@ class Restoring(Running):
         self._seeded_s: dict[int, float] = {}
 
     @abstractmethod
-    def advance(self, number: int) -> Task:
-        """Look at a task's work in the kernel, and do what is due."""
+    def _advanced(self, number: int) -> Task:
+        """Do what is due for a task, by what was observed just now."""
 
     @abstractmethod
     def _note(self, *, settle: bool = True) -> bool:
@@ -169,7 +169,8 @@ class Restoring(Running):
 
     def _allocated(self, lun: Lun, length: int) -> Runs:
         """What of a LUN is allocated in its drives' files; all of it where they do not tell."""
-        if not lun.initialised:
+        raid = self.observed.raid(lun)
+        if not lun.initialised and (raid is None or not raid.in_sync):
             return changes.whole(length)  # Members may differ where one has a hole.
         found = {}
         for index, member in enumerate(lun.members):
@@ -316,7 +317,7 @@ class Restoring(Running):
 
     def _restore_started(self, task: Task) -> Task:
         self._tell("started", f"{task.kind.value} of {' '.join(task.objects)} has begun", task=task)
-        return self.advance(task.id)
+        return self._advanced(task.id)
 
     def _step_restore(self, task: Task) -> Task:
         """Shadow copies are put on LUNs: all of them end, or none does."""
@@ -363,7 +364,7 @@ class Restoring(Running):
         self._seeded_s[task.id] = time.monotonic()
         for target in targets:
             self.trouble.pop(target.uuid, None)
-        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        self._run(converge(self.document, self.observed), wanted=frozenset())
         return self.document.task(task.id)
 
     def _seed_anew(self, task: Task, targets: Sequence[Lun]) -> Task:
@@ -378,7 +379,7 @@ class Restoring(Running):
         except NotEnoughSpace as error:
             return self._turn_back(task, ProviderVeto(error.message, remedy=error.remedy))
         self.store(self._accounted(document, task))
-        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        self._run(converge(self.document, self.observed), wanted=frozenset())
         return self.document.task(task.id)
 
     def _copied(self, task: Task, targets: Sequence[Lun]) -> Task:
@@ -398,7 +399,7 @@ class Restoring(Running):
             comparing = msgspec.structs.replace(target.restore, comparing=True)
             document = document.with_lun(msgspec.structs.replace(target, restore=comparing))
         self.store(self._accounted(document, msgspec.structs.replace(task, boot="")))
-        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        self._run(converge(self.document, self.observed), wanted=frozenset())
         return self.document.task(task.id)
 
     def _step_compare(self, task: Task, targets: Sequence[Lun]) -> Task:
@@ -443,7 +444,7 @@ class Restoring(Running):
         moved = format_size(Bytes(task.bytes_kernel))
         ended = tasks.gone_back(task) if back else tasks.completed(task, task.message or f"{moved} copied")
         self.store(self._accounted(resync.finished(self.document, task), ended))
-        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        self._run(converge(self.document, self.observed), wanted=frozenset())
         ended = self.document.task(task.id)
         about = f"{task.kind.value} of {' '.join(task.objects)}"
         if back:
@@ -461,7 +462,7 @@ class Restoring(Running):
             if undone is not None:
                 self._tell("undoing", f"{about} goes back: {error.message}", task=task, remedy=error.remedy)
                 self.store(self._accounted(undone, undone.task(task.id)))
-                self._run(converge(self.document, self.observe()), wanted=frozenset())
+                self._run(converge(self.document, self.observed), wanted=frozenset())
                 return self.document.task(task.id)
         if tasks.phase(task) is Phase.UNDO:
             error = ProviderVeto(
@@ -474,7 +475,7 @@ class Restoring(Running):
         self._tell(word, f"{about}: {error.message}", task=ended, remedy=error.remedy)
         why = f"the {about} (task {task.id}) did not end: {error.message}"
         self.store(self._accounted(resync.abandoned(self.document, task, why), ended))
-        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        self._run(converge(self.document, self.observed), wanted=frozenset())
         return self.document.task(task.id)
 
     def _measured_restore(self, task: Task, phase: Phase) -> tuple[float, Bytes]:
@@ -509,7 +510,7 @@ class Restoring(Running):
             restore = msgspec.structs.replace(target.restore, held=held)
             document = document.with_lun(msgspec.structs.replace(target, restore=restore))
         self.store(self._accounted(document, task))
-        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        self._run(converge(self.document, self.observed), wanted=frozenset())
         what, word = ("paused", "is paused") if held else ("resumed", "goes on")
         self._tell(what, f"{task.kind.value} of {' '.join(task.objects)} {word}", task=task)
         return self.document.task(task.id)

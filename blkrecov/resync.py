@@ -282,6 +282,7 @@ def _paired(
             steps += shadows.cleared(document, [undo])
         if target.size < source.size:
             before, target = target, geometry.extended(document, target, source.bytes, ids)
+            provision.refuse_bitmap(before, target)
             steps += evened(document, before, target)
             document = document.with_lun(target)
     target = shadows.filled(document, target, source, ids, signature=fact.signature, blank=blank)
