@@ -147,15 +147,20 @@ def extend(name: str, size: str, plan: bool) -> None:
 def delete(name: str, plan: bool) -> None:
     """Delete a LUN with all that is on it. Refused while anything uses it."""
     with opened() as array:
-        proposal = array.propose_delete(name)
-        if plan:
-            show_plan(array.plan(proposal))
-            return
-        view = array.lun_json(array.document.lun(name))
-        array.carry_out(proposal)
+        remove(array, array.document.lun(name), "LUN", plan=plan)
+
+
+def remove(array: Array, lun: Lun, noun: str, *, plan: bool) -> None:
+    """Delete a LUN, which the command calls by this noun, or show how."""
+    proposal = array.propose_delete(lun.name)
+    if plan:
+        show_plan(array.plan(proposal))
+        return
+    view = array.lun_json(lun)
+    array.carry_out(proposal)
     if options().json:
         show_json(view)
-    say(f"LUN {view['name']} deleted")
+    say(f"{noun} {lun.name} deleted")
 
 
 def _tolerance(more: int) -> str:

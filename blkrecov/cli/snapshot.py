@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import click
 
 from blkrecov.cli.common import common, opened, options, say, show_json, show_plan, table
+from blkrecov.cli.lun import remove
 from blkrecov.cli.task import run
 from blkrecov.errors import InvalidArgument, ShadowNotFound
 from blkrecov.model import Document, Layout, Lun
@@ -117,16 +118,7 @@ def extend(name: str, store: str, plan: bool) -> None:
 def delete(name: str, plan: bool) -> None:
     """Delete a shadow copy. Refused while anything uses it; its origin stays as it is."""
     with opened() as array:
-        shadow_copy(array.document, name)
-        proposal = array.propose_delete(name)
-        if plan:
-            show_plan(array.plan(proposal))
-            return
-        view = array.lun_json(array.document.lun(name))
-        array.carry_out(proposal)
-    if options().json:
-        show_json(view)
-    say(f"shadow copy {view['name']} deleted")
+        remove(array, shadow_copy(array.document, name), "shadow copy", plan=plan)
 
 
 def shadow_copy(document: Document, name: str) -> Lun:
