@@ -39,6 +39,7 @@ from blkrecov.steps import (
     ReplaceTable,
     Rescan,
     Resume,
+    Revive,
     SetReady,
     SettleFailures,
     Step,
@@ -97,6 +98,8 @@ class Actor:
                 self._control.suspend(step.name)
                 self._control.resume(step.name, visible=False)
                 start.wait(step.name)
+            case Revive():
+                self._revive(step)
             case RemoveDevice():
                 self._control.remove(step.name, visible=step.visible)
             case RenameDevice():
@@ -212,6 +215,20 @@ class Actor:
             # what was written without it.
             return None
         return partial(self._control.replace, step.name, before, visible=step.visible, flush=False, freeze=False)
+
+    def _revive(self, step: Revive) -> None:
+        table = self._control.table(step.name)
+        start = self._sync_start(table)
+        self._control.suspend(step.name)
+        self._control.resume(step.name, visible=False)
+        start.wait(step.name)
+        lost = parse_raid(self._control.status(step.name)[0].params).lost
+        if set(lost) & set(step.legs):
+            # Its superblock could not be read at the resume, or its last leg had failed (drivers/md/dm-raid.c,
+            # attempt_restore_of_faulty_devices()). A load reads all of them.
+            start = self._sync_start(table)
+            self._control.replace(step.name, table, visible=False)
+            start.wait(step.name)
 
     def _let_last_failures_settle(self, name: str) -> None:
         lines = self._control.status(name)

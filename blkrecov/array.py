@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from blkrecov import flapping, pressure, recover, replace, schedule, scrub, shadows, tasks, turns
+from blkrecov import catalog, flapping, pressure, reconnect, recover, replace, schedule, scrub, shadows, tasks, turns
 from blkrecov.catalog import Discovered
 from blkrecov.condition import fills_up
 from blkrecov.converge import Group, converge, converge_ports, take_note
@@ -23,9 +23,12 @@ from blkrecov.dm import counters, names
 from blkrecov.dm.events import EventWatcher
 from blkrecov.dm.speed import SpeedLimits
 from blkrecov.dm.status import LegHealth, RaidStatus, SnapshotUsage, SyncAction
+from blkrecov.drives.scan import Found
 from blkrecov.engine import Lock, fresh_ids
 from blkrecov.errors import (
     BlkrecovError,
+    Cancelled,
+    CancelTooLate,
     DriveNotOnline,
     NotEnoughDrives,
     NotEnoughSpace,
@@ -171,6 +174,22 @@ class Array(Restoring):
                 self.verify(self.document.lun(request.origin))
             return proposal, task
 
+    def reconnect(self, proposal: Proposal, task: Task, found: Found) -> Task:
+        """IVolumeClient::ReConnectDisk, as proposed just now. The task goes on until all is regenerated."""
+        document = proposal.document
+        for number in task.children:
+            child = document.task(number)
+            count, _ = self._counted(Phase.REBUILD, document.lun_of(child.lun))
+            document = document.with_task(msgspec.structs.replace(child, base=count, boot=catalog.boot_id()))
+        before = self.document
+        with resources():
+            self.reconnect_drive(dataclasses.replace(proposal, document=document), found)
+            self._tell_losses(before)
+            self._note()
+        self._tell("started", proposal.why, task=task, drive=task.objects[0])
+        self._set_limits()
+        return self.advance(task.id)
+
     def luns_on(self, drive: str) -> tuple[str, ...]:
         """The LUNs that have a member on a drive, the most endangered first."""
         uuid = self.document.drive(drive).uuid
@@ -207,6 +226,9 @@ class Array(Restoring):
     def progress(self, number: int) -> Progress:
         """How far a task is, from the kernel's own counters. Reads no drive and writes nothing."""
         task = self.document.task(number)
+        if task.kind is TaskKind.RECONNECT and not task.state.ended:
+            done = reconnect.percent(self.document, task)
+            return Progress(tasks.progressed(task, min(done, 0.999)), Phase.REBUILD, done, Bytes(0), Bytes(0))
         phase = tasks.phase(task)
         if task.state is not TaskState.IN_PROGRESS or task.paused or phase is None:
             return Progress(task, None, 1.0 if task.state is TaskState.COMPLETED else 0.0, Bytes(0), Bytes(0))
@@ -240,7 +262,7 @@ class Array(Restoring):
 
     def _counted(self, phase: Phase, lun: Lun) -> tuple[int, Sectors]:
         """What the members' devices say: (sectors moved so far, sectors that the whole phase moves)."""
-        rebuilding = [member for member in lun.members if member.state is MemberState.REBUILDING]
+        rebuilding = [lun.members[index] for index in sorted(lun.rebuilding)]
         chosen = rebuilding if phase is Phase.REBUILD and rebuilding else lun.members
         count = counters.sectors_written if chosen is rebuilding else counters.sectors_read
         uuids = (names.dm_uuid(member.uuid, "rimage") for member in chosen)
@@ -295,6 +317,8 @@ class Array(Restoring):
         """One thing that is due, or the task as it was."""
         if task.state is TaskState.QUEUED:
             return self._try_turn(task)
+        if task.kind is TaskKind.RECONNECT:
+            return self._step_reconnect(task)
         if task.kind in COPIES:
             return self._step_restore(task)
         lun = self.document.lun_of(task.lun)
@@ -322,6 +346,17 @@ class Array(Restoring):
             return task  # The kernel is about to begin.
         return self._phase_ended(task, lun, phase, raid)
 
+    def _step_reconnect(self, task: Task) -> Task:
+        for child in reconnect.recoveries(self.document, task):
+            if not child.state.ended:
+                self.advance(child.id)
+        ended = reconnect.ended(self.document, task)
+        if ended is None:
+            return self.document.task(task.id)
+        self.store(self._accounted(self.document, ended))
+        self._tell("done", f"drive {task.objects[0]}: {ended.message}", task=ended, drive=task.objects[0])
+        return self.document.task(task.id)
+
     def _under_way(self, task: Task, lun: Lun, phase: Phase, raid: RaidStatus) -> Task:
         """While the kernel works: tell the quarters, and end a check that has seen enough."""
         progress = self.progress(task.id)
@@ -338,7 +373,8 @@ class Array(Restoring):
     def _phase_ended(self, task: Task, lun: Lun, phase: Phase, raid: RaidStatus) -> Task:
         count, total = self._counted(phase, lun)
         if phase is Phase.REBUILD:
-            moved = count if lun.rebuilding else 0
+            moved = count - (task.base if self._was_here(task) else 0) if lun.rebuilding else 0
+            task = msgspec.structs.replace(task, base=0, message=f"{format_size(in_bytes(Sectors(moved)))} regenerated")
             lun = recover.rebuilt(lun)
             # With a repair still due the LUN is not known to be right yet.
             lun = msgspec.structs.replace(lun, initialised=Phase.REPAIR not in task.phases)
@@ -466,6 +502,13 @@ class Array(Restoring):
         """
         task = self.advance(number)
         stopped = tasks.cancelled(task)
+        if task.kind is TaskKind.RECONNECT:
+            for child in reconnect.recoveries(self.document, task):
+                with suppress(Cancelled, CancelTooLate):
+                    self.cancel(child.id)
+            self.store(self._accounted(self.document, stopped))
+            self._tell("cancelled", f"drive {task.objects[0]} stays online, its reconnect was cancelled", task=stopped)
+            return self.document.task(number)
         if task.kind in COPIES:
             self._turn_back(task, tasks.cancellation(task))
             # Else nobody would begin to put back what was there before until the array is opened again.
@@ -576,6 +619,8 @@ class Array(Restoring):
             return not turns.must_wait(self.document, self.document.lun_of(task.lun))
         if task.paused:
             return False
+        if task.kind is TaskKind.RECONNECT:
+            return reconnect.ended(self.document, task) is not None
         if task.kind in COPIES:
             return self._restore_is_ripe(task)
         lun, phase = self.document.lun_of(task.lun), tasks.phase(task)
@@ -602,7 +647,7 @@ class Array(Restoring):
 
     def _take_up(self, task: Task) -> None:
         """A task that an earlier process began: the kernel may have ended it, or may have to be asked again."""
-        if task.kind in COPIES:
+        if task.kind in COPIES or task.kind is TaskKind.RECONNECT:
             self.advance(task.id)
             return
         suspect = self.document.lun_of(task.lun).suspect

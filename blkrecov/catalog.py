@@ -23,7 +23,14 @@ from blkrecov import model
 from blkrecov.drives import label as format_
 from blkrecov.drives.scan import Found, scan
 from blkrecov.drives.store import DriveStore, IoCounter
-from blkrecov.errors import BlkrecovError, ConfigurationLimit, InvalidDisk, MetadataCorrupt, MetadataNotWritten
+from blkrecov.errors import (
+    BlkrecovError,
+    ConfigurationLimit,
+    InvalidDisk,
+    MetadataCorrupt,
+    MetadataNotWritten,
+    PathNotFound,
+)
 from blkrecov.model import Document
 from blkrecov.settings import Remembered, Settings, published, remembered, sequence_file
 
@@ -167,8 +174,10 @@ def _array(
     conflict = [drive for drive, document in documents.items() if not newest.descends_from(document)]
     trouble = [_split(newest, conflict, drives)] if conflict else []
     for record in newest.drives:
-        if record.uuid not in drives and record.path in refused:
-            reasons.setdefault(record.uuid, refused[record.path].message)
+        said = refused.get(record.path)
+        # That it is not where it was says nothing about it.
+        if record.uuid not in drives and said is not None and not isinstance(said, PathNotFound):
+            reasons.setdefault(record.uuid, said.message)
     return Discovered(
         uuid=uuid, name=newest.name, document=newest, drives=drives, trouble=tuple(trouble), reasons=reasons
     )

@@ -34,6 +34,7 @@ from blkrecov.steps import (
     ReplaceTable,
     Rescan,
     Resume,
+    Revive,
     SetReady,
     SettleFailures,
     Step,
@@ -424,12 +425,24 @@ class _Plan:
             yield from self.ensure(stack.plex(self.document, lun, nodes))
             if self.unnoticed(lun):
                 yield SettleFailures(live.name, tuple(sorted(lun.lost)))
+            yield from self.revived(lun, live)
             return
         if self.unclean and not self.observed.loaded(lun):
             yield from self.force_resync(lun)
         yield from self.ensure(device)
         if lun.lost:
             yield SettleFailures(device.name, tuple(sorted(lun.lost)))
+
+    def revived(self, lun: Lun, live: Live) -> Iterator[Step]:
+        """Legs that the kernel has given up, and that are back. Without redundancy it gives none up: their I/O fails while the
+        drive is away, and then does not.
+        """
+        raid = self.observed.raid(lun)
+        if raid is None or self.dead(lun):
+            return
+        failed = frozenset(index for index, leg in enumerate(raid.legs) if leg is LegHealth.FAILED)
+        if failed & lun.returning:
+            yield Revive(live.name, tuple(sorted(failed & lun.returning)))
 
     def rebuild(self, lun: Lun) -> tuple[int, ...]:
         """Substitutes that have no superblock yet: these the kernel must be told to regenerate from the start.

@@ -22,7 +22,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from blkrecov import catalog, flapping, observer, provision, shadows, views
+from blkrecov import catalog, flapping, observer, provision, reconnect, shadows, stack, views
 from blkrecov.actor import Actor
 from blkrecov.bell import ring
 from blkrecov.catalog import Discovered
@@ -31,9 +31,11 @@ from blkrecov.converge import Group, converge, converge_ports, take_note
 from blkrecov.dm import names
 from blkrecov.dm.control import Control
 from blkrecov.dm.names import NameKind, check_name
+from blkrecov.dm.status import LegHealth
 from blkrecov.drives import label as label_format
-from blkrecov.drives import loop, probe, store
+from blkrecov.drives import loop, probe, scan, store
 from blkrecov.drives.label import Label
+from blkrecov.drives.scan import Found
 from blkrecov.drives.store import DriveStore, IoCounter
 from blkrecov.errors import (
     AccessDenied,
@@ -42,6 +44,8 @@ from blkrecov.errors import (
     DeviceInUse,
     IdentityMismatch,
     InvalidArgument,
+    InvalidDisk,
+    MetadataCorrupt,
     NotInitialized,
     ObjectExists,
     ObjectFailed,
@@ -52,7 +56,7 @@ from blkrecov.errors import (
 from blkrecov.freeze import Freezer
 from blkrecov.geometry import Request
 from blkrecov.holders import claimed, holders
-from blkrecov.model import Document, Drive, DriveStatus, Lun
+from blkrecov.model import Document, Drive, DriveStatus, Lun, Task
 from blkrecov.observed import Observed
 from blkrecov.page83 import identity, sysfs, udev
 from blkrecov.page83.export import Exporter
@@ -60,7 +64,7 @@ from blkrecov.page83.identity import Witness, naa_of_serial, serial_of
 from blkrecov.proposal import Proposal
 from blkrecov.settings import Remembered, Settings, publish, published, remember
 from blkrecov.stack import node
-from blkrecov.steps import DetachLoop, Step, Store
+from blkrecov.steps import DetachLoop, ReplaceTable, Step, Store
 from blkrecov.units import Bytes, sectors
 
 log = logging.getLogger(__name__)
@@ -207,6 +211,7 @@ class Engine:
         # Not before: what is frozen may be on a LUN that is suspended still, and to thaw it is to write to it.
         self._freezer.thaw()
         self._stamp()
+        self._note_returns()
         self._remember()
         self._publish()
 
@@ -456,6 +461,18 @@ class Engine:
         if proposal.then:
             self.observe()
         self._stamp()
+        self._note_returns()
+
+    def _note_returns(self) -> None:
+        """Write down which returning members the kernel has taken back, and which it has not."""
+        document = self.document
+        for lun in document.luns:
+            raid = self.observed.raid(lun) if lun.returning else None
+            if raid is not None:
+                failed = frozenset(index for index, leg in enumerate(raid.legs) if leg is LegHealth.FAILED)
+                document = document.with_lun(reconnect.taken_back(lun, failed))
+        if document != self.document:
+            self.store(document)
 
     def _stamp(self) -> None:
         """Write down of when shadow copies are that were made just now: from here on they count."""
@@ -592,6 +609,87 @@ class Engine:
         self.carry_out(proposal)
         self._backings.pop(uuid, None)
         return self.document.drive_of(uuid)
+
+    def propose_reconnect(self, name: str, path: str | None = None) -> tuple[Proposal, Task, Found]:
+        """IVolumeClient::ReConnectDisk: the drive, found where it was, where it is now, or at `path`.
+
+        Raises: ObjectNotFound, ObjectDeleted; PathNotFound; InvalidDisk for what is not this drive, or no longer as it was;
+                DeviceInUse for a clone of a drive that is online; MetadataCorrupt for a drive that somebody else has used.
+        """
+        self.refuse_mistaken()
+        drive = self.document.drive(name)
+        found = self._found_again(drive, path)
+        self._refuse_changed(drive, found)
+        # What the kernel alone knows to be lost is known no more once the drive is back, and the machine restarts.
+        document = take_note(self.document, self.observe(), unclean=False)
+        members = [lun for lun in document.luns if lun.layout.fault_tolerant and drive.uuid in lun.drives]
+        backings = {**self._backings, drive.uuid: found.device or found.path}
+        superblocks = observer.superblocks(members, backings, self.counter)
+        proposal, task = reconnect.propose(document, drive, found.path, superblocks, fresh_ids())
+        return proposal, task, found
+
+    def _found_again(self, drive: Drive, path: str | None) -> Found:
+        online = self._backings.get(drive.uuid) if drive.online else None
+        if path is None:
+            if online is not None and drive.uuid in self._found.drives:
+                return self._found.drives[drive.uuid]
+            self._found = _choose(catalog.discover(self._settings, self.counter), str(self.document.array))
+            found = self._found.drives.get(drive.uuid)
+            if found is not None and drive.uuid not in self._found.reasons:
+                return found
+            reason = self._found.reasons.get(drive.uuid)
+            if reason is not None:
+                raise InvalidDisk(f"drive {drive.name!r}: {reason}", remedy="say which is meant, with --path")
+            raise PathNotFound(
+                f"drive {drive.name!r} is nowhere to be found; it was last at {drive.path}",
+                remedy="put it back, or say where it is with --path",
+            )
+        found = scan.look(str(Path(path).absolute()), self.counter)
+        if online is not None and (found.device is None or not Path(found.device).samefile(online)):
+            raise DeviceInUse(
+                f"drive {drive.name!r} is online at {drive.path}: what is at {path} is a copy of it",
+                remedy="take the copy away; two drives with one identity must not be in one machine",
+            )
+        return found
+
+    def _refuse_changed(self, drive: Drive, found: Found) -> None:
+        """Raises: InvalidDisk, MetadataCorrupt."""
+        label = found.label
+        if label.array_uuid != self.document.array:
+            raise InvalidDisk(f"{found.path} belongs to array {label.array_name!r} ({label.array_uuid})")
+        if label.drive_uuid != drive.uuid:
+            raise InvalidDisk(f"{found.path} is drive {label.drive_name!r} ({label.drive_uuid}), not {drive.name!r}")
+        with DriveStore(found.device or found.path, self.counter, writable=False) as medium:
+            size = medium.size
+        if (size, label.layout.size) != (drive.size, drive.size):
+            raise InvalidDisk(f"{found.path} has {size} bytes; drive {drive.name!r} had {drive.size}")
+        newest = catalog.read(found, self.counter)
+        if newest is not None and not self.document.descends_from(newest):
+            raise MetadataCorrupt(
+                f"drive {drive.name!r} carries a configuration that this array never had: it was used elsewhere",
+                remedy="what is on it is another history; remove the drive, and add it as a new one",
+            )
+
+    def reconnect_drive(self, proposal: Proposal, found: Found) -> None:
+        """Bring a drive back as proposed just now; its LUNs begin to regenerate."""
+        drive = self.document.drive_of(found.label.drive_uuid)
+        with ExitStack() as undo:
+            if drive.uuid not in self._backings:
+                device = found.device
+                if device is None:
+                    attached = loop.attach(found.path)
+                    undo.callback(loop.detach, attached)
+                    device = attached.path
+                self._backings[drive.uuid], self.labels[drive.uuid] = device, found.label
+                undo.callback(self._backings.pop, drive.uuid, None)
+                if found.reading.damage is not None:
+                    self._mend(drive, device, found.reading.damage)
+                # Superblocks of new members are zeroed through the port, which is there from here on.
+                port = stack.port(proposal.document, proposal.document.drive_of(drive.uuid), device)
+                self._act_on((ReplaceTable(name=port.name, table=port.table, visible=False, flush=False),), undo)
+            self.carry_out(proposal)
+            undo.pop_all()
+        self._remember()
 
     def remove_drive(self, name: str) -> None:
         """Take an unused drive out of the array: its label goes, its file stays."""

@@ -127,6 +127,8 @@ class MemberState(StrEnum):
     IN_SYNC = "in_sync"
     REBUILDING = "rebuilding"
     """Substituted for a lost member; the kernel's superblock knows how far its contents are regenerated."""
+    RETURNING = "returning"
+    """Has missed writes, and is back: the kernel is to take it back and to regenerate what it missed. Rebuilding when it has."""
     FAILED = "failed"
     """Has missed writes. Its leg is never shown to the kernel as readable again before it was regenerated, because
     dm-raid's superblock has no UUID and no clean flag: a stale leg would be accepted in silence."""
@@ -276,7 +278,13 @@ class Lun(msgspec.Struct, frozen=True):
 
     @property
     def rebuilding(self) -> frozenset[int]:
-        return frozenset(index for index, member in enumerate(self.members) if member.state is MemberState.REBUILDING)
+        """Members that are regenerated, those that return among them."""
+        states = (MemberState.REBUILDING, MemberState.RETURNING)
+        return frozenset(index for index, member in enumerate(self.members) if member.state in states)
+
+    @property
+    def returning(self) -> frozenset[int]:
+        return frozenset(index for index, member in enumerate(self.members) if member.state is MemberState.RETURNING)
 
     @property
     def drives(self) -> frozenset[UUID]:
@@ -331,6 +339,8 @@ class TaskKind(StrEnum):
     SNAPSHOT = "snapshot"
     """A plex, being filled."""
     RESYNC = "resync"
+    RECONNECT = "reconnect"
+    """A drive that came back. Its work is that of the recoveries that it has begun."""
 
 
 class Phase(StrEnum):
@@ -406,6 +416,10 @@ class Task(msgspec.Struct, frozen=True):
     pairs: tuple[Pair, ...] = ()
     temporary: tuple[UUID, ...] = ()
     """Shadow copies that go when it ends."""
+    base: int = 0
+    """Sectors that the returning members' legs had been written in `boot` before: they are not the task's."""
+    children: tuple[int, ...] = ()
+    """The tasks that a reconnect waits for; its `lun` is the drive."""
 
     @property
     def luns(self) -> frozenset[UUID]:

@@ -175,4 +175,5 @@ class Observed:
         raid = self.raid(lun)
         if raid is None:
             return frozenset()
-        return frozenset(index for index, leg in enumerate(raid.legs) if leg is LegHealth.FAILED)
+        # One that returns is failed until the kernel has been asked to take it back.
+        return frozenset(index for index, leg in enumerate(raid.legs) if leg is LegHealth.FAILED) - lun.returning

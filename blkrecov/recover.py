@@ -189,7 +189,6 @@ def _substitute(
 
 def rebuilt(lun: Lun) -> Lun:
     """The LUN when the kernel has regenerated its substitutes: they are members like all others."""
-    for index, member in enumerate(lun.members):
-        if member.state is MemberState.REBUILDING:
-            lun = lun.with_member(index, msgspec.structs.replace(member, state=MemberState.IN_SYNC))
+    for index in sorted(lun.rebuilding):
+        lun = lun.with_member(index, msgspec.structs.replace(lun.members[index], state=MemberState.IN_SYNC))
     return lun

@@ -24,6 +24,7 @@ _NOUNS: Final = {
     TaskKind.REPLACE: "replacement",
     TaskKind.SNAPSHOT: "snapshot",
     TaskKind.RESYNC: "resync",
+    TaskKind.RECONNECT: "reconnect",
 }
 
 

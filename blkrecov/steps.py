@@ -125,6 +125,21 @@ class SettleFailures:
 
 
 @dataclass(frozen=True, slots=True)
+class Revive:
+    """Have md look at legs again that it has given up, and that can be read again: by a suspend and a resume, and if it does not
+    take them back then, by loading the same table anew.
+    """
+
+    name: str
+    legs: tuple[int, ...]
+    """Their indexes."""
+
+    def lines(self) -> tuple[str, ...]:
+        legs = ", ".join(map(str, self.legs))
+        return (f"suspend and resume {self.name}, so that it takes leg {legs} back",)
+
+
+@dataclass(frozen=True, slots=True)
 class RemoveDevice:
     name: str
     visible: bool
@@ -283,6 +298,7 @@ Step: TypeAlias = (
     | FreezeFilesystems
     | ThawFilesystems
     | SettleFailures
+    | Revive
     | RemoveDevice
     | RenameDevice
     | ZeroExtent

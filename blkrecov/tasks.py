@@ -146,7 +146,7 @@ def paused(task: Task) -> Task:
     if task.state is not TaskState.IN_PROGRESS or task.paused:
         word = "paused" if task.paused else task.state.value.replace("_", " ")
         raise InvalidOperation(f"task {task.id} is {word}: it cannot be paused", remedy="see: blkrecov task list")
-    if phase(task) in (Phase.COPY, Phase.COMPARE):
+    if phase(task) in (Phase.COPY, Phase.COMPARE) or task.kind is TaskKind.RECONNECT:
         raise InvalidOperation(
             f"task {task.id} is at what cannot be held up ({phase(task)})",
             remedy=f"let it end, or cancel it with: blkrecov task cancel {task.id}",

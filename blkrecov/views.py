@@ -47,7 +47,7 @@ def member_state(document: Document, observed: Observed, lun: Lun, index: int) -
         return "missing"
     if index in observed.lost(document, lun):
         return MemberState.FAILED.value
-    if member.state is MemberState.REBUILDING:
+    if index in lun.rebuilding:
         return MemberState.REBUILDING.value
     raid = observed.raid(lun)
     out_of_sync = raid is not None and raid.legs[index] is LegHealth.OUT_OF_SYNC
@@ -187,7 +187,7 @@ def _region_status(drive: Drive, region: Region) -> str:
     member: Member = region.lun.members[region.member]
     if not drive.online or member.state is MemberState.FAILED:
         return "failed"
-    return "regenerating" if region.arriving or member.state is MemberState.REBUILDING else "ok"
+    return "regenerating" if region.arriving or region.member in region.lun.rebuilding else "ok"
 
 
 def task_view(task: Task) -> Json:

@@ -7,7 +7,7 @@ import click
 from blkrecov import provision, views
 from blkrecov.array import Array
 from blkrecov.cli.common import common, opened, options, say, show_json, show_plan, table
-from blkrecov.cli.task import follow, tell_all
+from blkrecov.cli.task import follow, run, tell_all
 from blkrecov.model import Drive, Task
 from blkrecov.units import format_size, parse_size
 from blkrecov.views import Json
@@ -122,6 +122,29 @@ def replace(old: str, new: str | None, no_wait: bool, plan: bool) -> None:
             say(f"nothing lies on drive {old}")
         ended = begun if no_wait else [follow(array, task.id) for task in begun]
     tell_all(ended)
+
+
+@group.command("reconnect")
+@click.argument("name")
+@click.option("--path", metavar="PATH", help="Where it is now, if it is not to be looked for.")
+@click.option("--no-wait", is_flag=True, help="Print the task and return; the kernel goes on.")
+@click.option("--plan", is_flag=True, help="Show the steps and take none.")
+@common
+def reconnect(name: str, path: str | None, no_wait: bool, plan: bool) -> None:
+    """Bring back a drive that failed or was away, with all that lives on it.
+
+    Its LUNs come online, as far as they can; members regenerate what they missed, by the kernel's bitmap where that tells all.
+    """
+    with opened() as array:
+        proposal, task, found = array.propose_reconnect(name, path)
+        run(
+            array,
+            proposal,
+            task,
+            plan=plan,
+            no_wait=no_wait,
+            start=lambda wanted, begun: array.reconnect(wanted, begun, found),
+        )
 
 
 @group.command("remove")

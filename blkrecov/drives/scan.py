@@ -102,6 +102,17 @@ def scan(
     return Scan(found=tuple(search.found), refused=tuple(search.refused), complete=not search.gave_up)
 
 
+def look(path: str, counter: IoCounter, places: Places | None = None) -> Found:
+    """The drive at a path that somebody has named. Raises: PathNotFound, InvalidDisk and what else reading its label does."""
+    places = places or Places()
+    loops = {device.backing: device for device in _whole(loop.attached(places.sys_block))}
+    search = _Search(counter, MAX_FILES, loops)
+    search.look(path, asked_for=True)
+    if not search.found:
+        raise search.refused[0][1]
+    return search.found[0]
+
+
 def block_devices(places: Places) -> Iterator[Path]:
     """Disks and partitions that may be drives: not what stands on other devices, not the disks that this machine
     exports.

@@ -277,6 +277,14 @@ def fill(disk: str, length: int, seed: int, offset: int = 0) -> str:
     return digest.hexdigest()
 
 
+def filled(length: int, seed: int) -> str:
+    """The checksum of what fill() writes."""
+    source, digest = random.Random(seed), hashlib.sha256()
+    for at in range(0, length, PIECE):
+        digest.update(source.randbytes(min(PIECE, length - at)))
+    return digest.hexdigest()
+
+
 def size_of(disk: str) -> int:
     with open(disk, "rb") as file:
         return file.seek(0, os.SEEK_END)

@@ -173,6 +173,21 @@ def test_a_copy_below_a_lun_in_use_is_not_paused() -> None:
         tasks.paused(task)
 
 
+def test_a_reconnect_is_not_paused_but_its_recoveries_are() -> None:
+    """It does nothing by itself that could be held up."""
+    reconnect = msgspec.structs.replace(TASK, kind=TaskKind.RECONNECT, state=TaskState.IN_PROGRESS, children=(4,))
+    with pytest.raises(InvalidOperation) as refused:
+        tasks.paused(reconnect)
+    assert refused.value.remedy == "let it end, or cancel it with: blkrecov task cancel 3"
+
+
+def test_a_reconnect_is_cancelled_as_a_recovery_is() -> None:
+    """IVdsAsync and DMRP have a word for that, and it is not completion."""
+    task = tasks.cancelled(msgspec.structs.replace(TASK, kind=TaskKind.RECONNECT, state=TaskState.IN_PROGRESS))
+    assert tasks.vds_status(task) == (Code.VDS_E_OPERATION_CANCELED, 0)
+    assert tasks.dmrp_status(task) == (RequestStatus.REQ_ABORTED, 0, Code.VDS_E_OPERATION_CANCELED)
+
+
 def test_a_cancel_that_comes_when_redundancy_is_back_is_too_late() -> None:
     """Only the check at the end is left; a scrub is nothing but its check, and can be cancelled."""
     recovering = msgspec.structs.replace(in_state(TaskState.IN_PROGRESS), phases=(Phase.REBUILD, Phase.VERIFY), done=1)
