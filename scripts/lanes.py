@@ -2,7 +2,7 @@
 
     check     format, lint, types: scripts/check
     unit      tests/unit, here, in seconds
-    kernel    tests/kernel, each file in a guest of its own with a disk of its own, three guests at a time
+    kernel    tests/kernel, each file in a guest of its own with a disk of its own, two guests at a time
     crash     tests/crash, here, two files at a time; these boot guests themselves and cut their power
 
 A lane that ran no test has failed, and so has a guest that ended without results. In the kernel and crash lanes a test that was
@@ -29,7 +29,7 @@ from types import FrameType
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-GUESTS: Final = 3
+GUESTS: Final = 2
 # Files that take minutes, the longest first; what is not named here takes less.
 SLOWEST: Final = (
     "test_matrix_parity.py",
@@ -176,7 +176,7 @@ class Runner:
         return self._side_by_side("tests/crash", self._around_guests)
 
     def _side_by_side(self, directory: str, run: Callable[[Path], tuple[Counts, str]]) -> Counts:
-        """Run a directory's files, three at a time; print the output of each whole, when it has ended."""
+        """Run a directory's files, two at a time; print the output of each whole, when it has ended."""
         # The longest files first, so that none is left alone at the end.
         files = sorted(
             ROOT.glob(f"{directory}/test_*.py"),

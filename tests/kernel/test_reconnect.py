@@ -326,7 +326,7 @@ def wiped(lab: Lab, array: Array) -> None:
         file.write(bytes(4096))
 
 
-# Each of the four takes some of the effects, beginning with another one; with STEP 1 they take all, which takes minutes.
+# Each of the two takes some of the effects, beginning with another one; with STEP 1 they take all, which takes minutes.
 STEP = 12
 
 
@@ -334,8 +334,6 @@ STEP = 12
     ("proof", "then", "first"),
     [
         (True, "the process", 3),
-        (True, "the machine", 9),
-        (False, "the process", 6),
         (False, "the machine", 12),
     ],
 )
@@ -407,7 +405,7 @@ def test_a_reconnect_that_is_refused_leaves_everything_as_it_was(
 
 
 @pytest.mark.parametrize("how", ["power cut", "stop"])
-@pytest.mark.parametrize("layout", ["raid5", "raid10"])
+@pytest.mark.parametrize("layout", ["raid10"])
 def test_a_reconnect_that_has_just_begun_goes_on_after_a_restart(lab: Lab, layout: str, how: str) -> None:
     """dm-raid forgets at a load what was incremental about it, and copies the rest of the member: more, never less."""
     lab.create(MEMBERS[layout])
@@ -446,7 +444,7 @@ def test_a_lun_without_redundancy_that_was_used_meanwhile_is_as_it_was(lab: Lab,
 # While others are at work.
 
 
-@pytest.mark.parametrize("layout", MEMBERS)
+@pytest.mark.parametrize("layout", ["raid1", "raid5"])
 def test_a_drive_returns_under_writes(lab: Lab, layout: str) -> None:
     lab.create(MEMBERS[layout])
     with lab.opened() as array:
@@ -466,7 +464,7 @@ def test_a_drive_returns_under_writes(lab: Lab, layout: str) -> None:
         whole(array, checksum(disk))
 
 
-@pytest.mark.parametrize("layout", ["raid1", "raid5", "raid6"])
+@pytest.mark.parametrize("layout", ["raid1", "raid6"])
 def test_a_drive_that_fails_again_while_it_returns_can_return_again(lab: Lab, layout: str) -> None:
     """The task tells that, and has done what it was asked for: the drive was there."""
     lab.create(MEMBERS[layout])

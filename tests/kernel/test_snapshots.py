@@ -155,12 +155,9 @@ class Case:
 
 CASES = [
     Case("linear", None, "linear", ("one", "two", "three")),
-    Case("raid0", 2, "raid1", ("three", "two", "one")),
     Case("raid1", 2, "raid5", ("two", "one", "three")),
-    Case("raid4", 3, "linear", ("two", "three", "one")),
-    Case("raid5", 3, "raid1", ("one", "three", "two")),
-    Case("raid6", 5, "raid5", ("three", "one", "two")),
-    Case("raid10", 4, "linear", ("one", "two", "three")),
+    Case("raid5", 3, "raid1", ("three", "two", "one")),
+    Case("raid10", 4, "linear", ("one", "three", "two")),
 ]
 
 
@@ -859,7 +856,7 @@ def test_a_plex_that_is_cancelled_leaves_nothing_behind(begin_half: Callable[[Ar
         assert left(array) == after
 
 
-@pytest.mark.parametrize("restart", ["process", "stop", "power_cut"])
+@pytest.mark.parametrize("restart", ["process", "power_cut"])
 def test_a_plex_goes_on_after_a_restart(begin_half: Callable[[Array], Half], lab: Lab, restart: str) -> None:
     """Whoever opens the array next sees it to its end; what was written to the origin before and after is no part of it."""
     with lab.opened() as array:
