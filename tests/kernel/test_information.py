@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from blkrecov.errors import ObjectNotFound, PathNotFound
+from blkrecov.errors import PathNotFound, ShadowNotFound
 from blkrecov.page83.designator import CodeSet, Kind
 from blkrecov.page83.export import Export, Exporter
 from blkrecov.page83.identity import serial_of
@@ -113,7 +113,7 @@ def test_a_lun_is_found_by_what_was_saved_of_it(exporter: Exporter, devices: dic
     saved = to_json(of_disk(before.disk, SIGNATURE))
     exporter.unexport(before.name)
     other = exported(exporter, devices, TWO)
-    with pytest.raises(ObjectNotFound):
+    with pytest.raises(ShadowNotFound):
         find(from_json(saved), {TWO: of_disk(other.disk)})
     after = exported(exporter, devices, ONE)
     assert after.hctl != before.hctl
