@@ -22,7 +22,7 @@ GROUPS: Final = (
 )
 """Operations, by the guest that they are tried in."""
 OPERATIONS: Final = tuple(operation for group in GROUPS for operation in group)
-COARSE_SAMPLE: Final = 2
+COARSE_SAMPLE: Final = 1
 FINE_SAMPLE: Final = 1
 CUTS: Final = 2
 DEADLINE_S: Final = 3000.0
