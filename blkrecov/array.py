@@ -415,7 +415,7 @@ class Array(Restoring):
             task = msgspec.structs.replace(task, bytes_kernel=task.bytes_kernel + in_bytes(copy.total))
             task = tasks.next_phase(tasks.progressed(task, 1.0))
             self.store(self._accounted(replace.finished(self.document, lun), msgspec.structs.replace(task, boot="")))
-            self._run(converge(self.document, self.observe()), wanted=frozenset())
+            self._run(converge(self.document, self.observe()))
             self._ask(task, lun)
             return self.document.task(task.id)
         if copy.destination_failed or copy.log_failed:
@@ -444,7 +444,7 @@ class Array(Restoring):
         for index in leaving:
             lun = lun.with_member(index, msgspec.structs.replace(lun.members[index], state=MemberState.FAILED))
         self.store(self._accounted(document.with_lun(lun), task))
-        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        self._run(converge(self.document, self.observe()))
         message = f"drive {name} could not be read as a whole: LUN {lun.name} is regenerated from its other members"
         self._tell("member_failed", message, lun=lun.name, drive=name)
         return self._substitute_more(self.document.task(task.id), lun)
@@ -478,7 +478,7 @@ class Array(Restoring):
         if lun.mismatches and task.kind is not TaskKind.SCRUB:
             message += f"; put that right with: blkrecov scrub {lun.name} --repair"
         self.store(self._accounted(self.document, tasks.completed(task, message)))
-        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        self._run(converge(self.document, self.observe()))
         task = self.document.task(task.id)
         self._tell("done", f"{task.kind.value} of LUN {lun.name} is done: {message}", task=task)
         return task
@@ -489,7 +489,7 @@ class Array(Restoring):
         lun = noted.lun_of(task.lun)
         noted = noted.with_lun(msgspec.structs.replace(lun, frozen=lun.frozen and bool(lun.rebuilding)))
         self.store(self._accounted(noted, tasks.failed(task, error)))
-        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        self._run(converge(self.document, self.observe()))
         task = self.document.task(task.id)
         self._tell("failed", error.message, task=task, remedy=error.remedy)
         return task
@@ -525,7 +525,7 @@ class Array(Restoring):
             elif phase in _WORDS and not task.paused:
                 self._stop_check(lun)
         self.store(self._accounted(document, stopped))
-        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        self._run(converge(self.document, self.observe()))
         self._tell("cancelled", f"{task.kind.value} of LUN {lun.name} was cancelled", task=stopped)
         self._give_turns()
         return self.document.task(number)
@@ -550,7 +550,7 @@ class Array(Restoring):
             raid = self.observe().raid(lun)
             task = msgspec.structs.replace(task, mismatches=task.mismatches + (raid.mismatch if raid else 0))
         self.store(self._accounted(document, task))
-        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        self._run(converge(self.document, self.observe()))
         self._tell("paused", f"{task.kind.value} of LUN {lun.name} is paused", task=task)
         return self.document.task(number)
 
@@ -563,7 +563,7 @@ class Array(Restoring):
             task = msgspec.structs.replace(task, mismatches=0)  # A check begins anew, and counts anew.
         lun = self.document.lun_of(task.lun)
         self.store(self._accounted(self.document.with_lun(msgspec.structs.replace(lun, frozen=False)), task))
-        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        self._run(converge(self.document, self.observe()))
         self._ask(task, lun)
         self._tell("resumed", f"{task.kind.value} of LUN {lun.name} goes on", task=task)
         return self.document.task(number)
@@ -725,10 +725,10 @@ class Array(Restoring):
         if noted:
             # Devices are looked at one after the other: a port may have failed after it was looked at.
             ports = converge_ports(self.document, self.observe())
-            self._run((Group(None, ports),), wanted=frozenset())
+            self._run((Group(None, ports),))
         self._recover_by_itself()
         if noted:
-            self._run(converge(self.document, self.observe()), wanted=frozenset())
+            self._run(converge(self.document, self.observe()))
         self.advance_all()
         self._scrub_by_itself(int(now))
         self._tell_filling()
@@ -742,7 +742,7 @@ class Array(Restoring):
             return False
         self.store(noted)
         if settle:
-            self._run(converge(self.document, self.observed), wanted=frozenset())
+            self._run(converge(self.document, self.observed))
         self._tell_losses(before)
         return True
 

@@ -134,6 +134,11 @@ def divide(length: int, region: int, most: int = 0) -> tuple[Part, ...]:
     )
 
 
+def is_too_fine(length: int, region: int, most: int = 0) -> bool:
+    """Whether a part would have more regions than a log is to have."""
+    return divide(length, region, most)[-1].regions > MANY_REGIONS
+
+
 def choose_region(runs: Runs, length: int, least: int) -> int:
     """Sectors of the regions in which these runs are copied soonest, of all powers of two from `least` to LARGE_REGION.
 
@@ -141,7 +146,7 @@ def choose_region(runs: Runs, length: int, least: int) -> int:
     ones are taken whatever that costs, above LARGE_REGION even. `least` is a power of two and not above `length`.
     """
     region = least
-    while divide(length, region)[-1].regions > MANY_REGIONS:
+    while is_too_fine(length, region):
         region *= 2
     times: dict[int, float] = {}
     while not times or region <= min(LARGE_REGION, length):

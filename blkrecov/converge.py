@@ -385,9 +385,9 @@ class _Plan:
         for lun, leg in self.copies:
             for member in lun.members:
                 if leg.uuid == names.dm_uuid(member.uuid, "rimage") and member.successor is not None:
-                    drive = self.document.drive_of(member.successor.drive)
+                    port = stack.port_node(self.document, member.successor.drive)
                     for extent in member.successor.log:
-                        yield ZeroExtent(stack.node(names.drive_name(self.document.name, drive.name)), extent)
+                        yield ZeroExtent(port, extent)
             self.wanted[leg.uuid] = leg
             yield ReplaceTable(name=self.name_of(leg), table=leg.table, visible=False)
         self.copies = []
@@ -484,8 +484,7 @@ class _Plan:
                 # Through the leg: past it, the copy would miss the change.
                 yield ForceResync(self.place_of(stack.leg(self.document, lun, index, "rmeta")), 0)
             else:
-                drive = self.document.drive_of(member.drive)
-                yield ForceResync(stack.node(names.drive_name(self.document.name, drive.name)), member.meta[0].start)
+                yield ForceResync(stack.port_node(self.document, member.drive), member.meta[0].start)
 
     def ensure(self, device: Device) -> Iterator[Step]:
         """Make a device be there, with this table, and running."""

@@ -207,7 +207,7 @@ class Engine:
             noted = msgspec.structs.replace(noted, running=boot)
         if noted != self.document or self._stale_carriers():
             self.store(noted)
-        self._run(converge(self.document, self.observed, unclean=unclean), wanted=frozenset())
+        self._run(converge(self.document, self.observed, unclean=unclean))
         # Not before: what is frozen may be on a LUN that is suspended still, and to thaw it is to write to it.
         self._freezer.thaw()
         self._stamp()
@@ -482,9 +482,11 @@ class Engine:
 
     def _go_back(self, before: Document) -> None:
         self.store(_descending(before, self.document))
-        self._run(converge(self.document, self.observe()), wanted=frozenset())
+        self._run(converge(self.document, self.observe()))
 
-    def _run(self, groups: tuple[Group, ...], *, wanted: frozenset[UUID], undo: ExitStack | None = None) -> None:
+    def _run(
+        self, groups: tuple[Group, ...], *, wanted: frozenset[UUID] = frozenset(), undo: ExitStack | None = None
+    ) -> None:
         """Carry out groups. One LUN's failure does not stop the others, unless it is the LUN that this is about."""
         stop = undo is not None
         for group in groups:
@@ -832,7 +834,7 @@ class Engine:
                     f"LUN {lun.name!r} is in use by {', '.join(by)}", remedy="end what uses it, then try again"
                 )
         nothing = Document(array=self.document.array, name=self.document.name)
-        self._run(converge(nothing, self.observe()), wanted=frozenset())
+        self._run(converge(nothing, self.observe()))
         if any(self.observe().devices):
             left = ", ".join(live.name for live in self.observed.devices.values())
             raise DeviceInUse(f"these devices could not be removed: {left}")

@@ -10,7 +10,7 @@ from uuid import UUID
 from blkrecov.dm import names
 from blkrecov.geometry import beyond
 from blkrecov.model import Document, Layout, Lun, Member
-from blkrecov.stack import node
+from blkrecov.stack import port_node
 from blkrecov.steps import Message, Step, ZeroExtent
 
 
@@ -29,11 +29,7 @@ class Proposal:
 
 def zeroed(document: Document, members: tuple[Member, ...]) -> tuple[ZeroExtent, ...]:
     """Steps that leave nothing of an earlier life where new members will have their superblocks and bitmaps."""
-    return tuple(
-        ZeroExtent(node(names.drive_name(document.name, document.drive_of(member.drive).name)), extent)
-        for member in members
-        for extent in member.meta
-    )
+    return tuple(ZeroExtent(port_node(document, member.drive), extent) for member in members for extent in member.meta)
 
 
 def evened(document: Document, before: Lun, after: Lun) -> tuple[ZeroExtent, ...]:
@@ -45,7 +41,7 @@ def evened(document: Document, before: Lun, after: Lun) -> tuple[ZeroExtent, ...
     if after.layout is not Layout.RAID10:
         return ()
     return tuple(
-        ZeroExtent(node(names.drive_name(document.name, document.drive_of(new.drive).name)), extent)
+        ZeroExtent(port_node(document, new.drive), extent)
         for old, new in zip(before.members, after.members, strict=True)
         for extent in beyond(new, old.length)
     )

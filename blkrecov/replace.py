@@ -33,14 +33,13 @@ from uuid import UUID
 import msgspec
 
 from blkrecov import geometry, tasks, turns
-from blkrecov.dm import names
 from blkrecov.dm.status import LegHealth
 from blkrecov.errors import AnotherCallInProgress, DriveNotOnline, InvalidArgument, InvalidOperation, ObjectFailed
 from blkrecov.model import Document, Drive, Lun, Member, MemberState, Phase, Task, TaskKind
 from blkrecov.observed import Observed
 from blkrecov.proposal import Proposal
 from blkrecov.provision import refuse_busy
-from blkrecov.stack import node
+from blkrecov.stack import port_node
 from blkrecov.steps import Flush, ZeroExtent
 from blkrecov.units import Sectors
 
@@ -130,7 +129,7 @@ def moved(
         lun = lun.with_member(index, msgspec.structs.replace(lun.members[index], successor=successor))
         document = document.with_lun(lun)
         # A log that reads as zeros calls all regions dirty; drivers/md/dm-log.c, disk_resume().
-        port = _port(document, drive)
+        port = port_node(document, drive.uuid)
         prepare += [ZeroExtent(port, extent) for extent in (*successor.meta, *successor.log)]
     return document, drive, tuple(prepare)
 
@@ -214,7 +213,7 @@ def _length(member: Member) -> int:
 def flushes(document: Document, lun: Lun) -> tuple[Flush, ...]:
     """What is to be done when the copies are complete, before that is written down: the new drives keep what they were given."""
     drives = sorted({member.successor.drive for member in lun.members if member.successor is not None})
-    return tuple(Flush(_port(document, document.drive_of(drive))) for drive in drives)
+    return tuple(Flush(port_node(document, drive)) for drive in drives)
 
 
 def finished(document: Document, lun: Lun) -> Document:
@@ -238,7 +237,3 @@ def abandoned(document: Document, lun: Lun) -> Document:
         if member.successor is not None:
             lun = lun.with_member(index, msgspec.structs.replace(member, successor=None))
     return document.with_lun(lun)
-
-
-def _port(document: Document, drive: Drive) -> str:
-    return node(names.drive_name(document.name, drive.name))

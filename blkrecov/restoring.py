@@ -31,7 +31,7 @@ from blkrecov.errors import (
     RestoreCancelled,
     VolumeNotSupported,
 )
-from blkrecov.model import Drive, Lun, MemberState, Phase, Task, TaskState
+from blkrecov.model import Document, Drive, Lun, MemberState, Phase, Task, TaskState
 from blkrecov.page83 import lun_information, sysfs
 from blkrecov.page83.export import can_discard
 from blkrecov.page83.information import NO_SIGNATURE, LunInformation
@@ -207,11 +207,10 @@ class Restoring(Running):
         source = self.document.lun_of(restore.source)
         runs = self.differs(source, lun)
         region = resync.region(self.document, lun, runs, source.size)
-        drive = self.document.drive_of(restore.drive)
-        port = self._actor.path_of(stack.node(names.drive_name(self.document.name, drive.name)))
+        port = self._actor.path_of(stack.port_node(self.document, restore.drive))
         todo = changes.total(changes.rounded(runs, region, source.size))
         count = changes.parts(-(-todo // region))
-        while changes.divide(source.size, region, count)[-1].regions > changes.MANY_REGIONS:
+        while changes.is_too_fine(source.size, region, count):
             count += 1
         for number, part in enumerate(changes.divide(source.size, region, count)):
             log = mirror_log.seeded(part.regions, changes.dirty_regions(runs, part))
@@ -343,12 +342,22 @@ class Restoring(Running):
         unmade = (target for target in targets if target.restore and not self.observed.copy(target.restore))
         stuck = next((self.trouble[target.uuid] for target in unmade if target.uuid in self.trouble), None)
         if stuck is not None:
-            return self._turn_back(task, ProviderVeto(stuck.message, remedy=stuck.remedy))
+            return self._veto(task, stuck)
         return self._told(self.progress(task.id)) if self._is_long(task) else task
 
     def _is_long(self, task: Task) -> bool:
         """Whether a copy takes so long that its quarters are worth the writing down."""
         return time.monotonic() - self._seeded_s.get(task.id, 0.0) > LONG_S
+
+    def _put(self, document: Document, task: Task) -> Task:
+        """Write a version down with the task in it, and make the kernel agree, by what was observed last."""
+        self.store(self._accounted(document, task))
+        self._run(converge(self.document, self.observed))
+        return self.document.task(task.id)
+
+    def _veto(self, task: Task, error: BlkrecovError) -> Task:
+        """What something below us has said ends the restore, in the words that a provider has for it."""
+        return self._turn_back(task, ProviderVeto(error.message, remedy=error.remedy))
 
     def _seed(self, task: Task, targets: Sequence[Lun]) -> Task:
         """The targets are quiet: write down what differs, and let the kernel copy it."""
@@ -359,13 +368,11 @@ class Restoring(Running):
             except DriveIoError:
                 return self._seed_anew(task, (target,))
             except BlkrecovError as error:
-                return self._turn_back(task, ProviderVeto(error.message, remedy=error.remedy))
-        self.store(self._accounted(document, task))
+                return self._veto(task, error)
         self._seeded_s[task.id] = time.monotonic()
         for target in targets:
             self.trouble.pop(target.uuid, None)
-        self._run(converge(self.document, self.observed), wanted=frozenset())
-        return self.document.task(task.id)
+        return self._put(document, task)
 
     def _seed_anew(self, task: Task, targets: Sequence[Lun]) -> Task:
         """A copy's log cannot be written: begin with one on another drive. What is copied already is equal, and harmless."""
@@ -377,16 +384,14 @@ class Restoring(Running):
             for target in targets:
                 document = resync.restarted(document, target, fresh_ids())
         except NotEnoughSpace as error:
-            return self._turn_back(task, ProviderVeto(error.message, remedy=error.remedy))
-        self.store(self._accounted(document, task))
-        self._run(converge(self.document, self.observed), wanted=frozenset())
-        return self.document.task(task.id)
+            return self._veto(task, error)
+        return self._put(document, task)
 
     def _copied(self, task: Task, targets: Sequence[Lun]) -> Task:
         try:
             self._act_on(resync.flushes(self.document, self.observed, task))
         except BlkrecovError as error:
-            return self._turn_back(task, ProviderVeto(error.message, remedy=error.remedy))
+            return self._veto(task, error)
         moved = sum(target.restore.todo for target in targets if target.restore)
         last = tasks.phase(task) is Phase.UNDO or task.done + 1 == len(task.phases)
         task = msgspec.structs.replace(task, bytes_kernel=task.bytes_kernel + in_bytes(Sectors(moved)))
@@ -398,9 +403,7 @@ class Restoring(Running):
             assert target.restore is not None
             comparing = msgspec.structs.replace(target.restore, comparing=True)
             document = document.with_lun(msgspec.structs.replace(target, restore=comparing))
-        self.store(self._accounted(document, msgspec.structs.replace(task, boot="")))
-        self._run(converge(self.document, self.observed), wanted=frozenset())
-        return self.document.task(task.id)
+        return self._put(document, msgspec.structs.replace(task, boot=""))
 
     def _step_compare(self, task: Task, targets: Sequence[Lun]) -> Task:
         if not self._was_here(task):
@@ -408,7 +411,7 @@ class Restoring(Running):
                 for target in targets:
                     self.compare(target)
             except BlkrecovError as refused:
-                return self._turn_back(task, ProviderVeto(refused.message, remedy=refused.remedy))
+                return self._veto(task, refused)
             self._begun(task.id)
             self.observe()
             return self.document.task(task.id)
@@ -443,9 +446,7 @@ class Restoring(Running):
             return self._turn_back(task, error)
         moved = format_size(Bytes(task.bytes_kernel))
         ended = tasks.gone_back(task) if back else tasks.completed(task, task.message or f"{moved} copied")
-        self.store(self._accounted(resync.finished(self.document, task), ended))
-        self._run(converge(self.document, self.observed), wanted=frozenset())
-        ended = self.document.task(task.id)
+        ended = self._put(resync.finished(self.document, task), ended)
         about = f"{task.kind.value} of {' '.join(task.objects)}"
         if back:
             word = "cancelled" if ended.state is TaskState.CANCELLED else "failed"
@@ -461,9 +462,7 @@ class Restoring(Running):
             undone = resync.undone(self.document, task, error, fresh_ids())
             if undone is not None:
                 self._tell("undoing", f"{about} goes back: {error.message}", task=task, remedy=error.remedy)
-                self.store(self._accounted(undone, undone.task(task.id)))
-                self._run(converge(self.document, self.observed), wanted=frozenset())
-                return self.document.task(task.id)
+                return self._put(undone, undone.task(task.id))
         if tasks.phase(task) is Phase.UNDO:
             error = ProviderVeto(
                 f"{task.message}; what was there before cannot be put back: {error.message}", remedy=task.remedy
@@ -474,9 +473,7 @@ class Restoring(Running):
         word = "cancelled" if cancelled else "failed"
         self._tell(word, f"{about}: {error.message}", task=ended, remedy=error.remedy)
         why = f"the {about} (task {task.id}) did not end: {error.message}"
-        self.store(self._accounted(resync.abandoned(self.document, task, why), ended))
-        self._run(converge(self.document, self.observed), wanted=frozenset())
-        return self.document.task(task.id)
+        return self._put(resync.abandoned(self.document, task, why), ended)
 
     def _measured_restore(self, task: Task, phase: Phase) -> tuple[float, Bytes]:
         done = total = 0
@@ -504,13 +501,13 @@ class Restoring(Running):
 
     def _hold(self, task: Task, *, held: bool) -> Task:
         """Take a restore's copies away, or make them again: their logs know what is left to do."""
+        self.observe()  # It was paused for however long, and a process that is long open has looked before that.
         document = self.document
         for target in resync.targets(document, task):
             assert target.restore is not None
             restore = msgspec.structs.replace(target.restore, held=held)
             document = document.with_lun(msgspec.structs.replace(target, restore=restore))
-        self.store(self._accounted(document, task))
-        self._run(converge(self.document, self.observed), wanted=frozenset())
+        task = self._put(document, task)
         what, word = ("paused", "is paused") if held else ("resumed", "goes on")
         self._tell(what, f"{task.kind.value} of {' '.join(task.objects)} {word}", task=task)
-        return self.document.task(task.id)
+        return task

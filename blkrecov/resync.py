@@ -55,7 +55,7 @@ from blkrecov.model import (
 from blkrecov.observed import Mirror, Observed
 from blkrecov.page83.identity import naa_of_serial, serial_of
 from blkrecov.proposal import Proposal, evened
-from blkrecov.stack import node
+from blkrecov.stack import port_node
 from blkrecov.steps import Flush, Step
 from blkrecov.units import KIB, SECTOR, Bytes, Sectors, format_size, in_bytes, round_up
 
@@ -327,7 +327,7 @@ def region(document: Document, target: Lun, differs: Runs, length: int) -> int:
     if not stores:
         return changes.choose_region(differs, length, min(LEAST_REGION, length))
     least = max(stores)
-    while changes.divide(length, least)[-1].regions > changes.MANY_REGIONS:
+    while changes.is_too_fine(length, least):
         least *= 2
     return least
 
@@ -374,12 +374,16 @@ def targets(document: Document, task: Task) -> tuple[Lun, ...]:
     return tuple(lun for lun in found if lun.restore is not None)
 
 
+def _pair_of(task: Task, target: Lun) -> Pair:
+    return next(pair for pair in task.pairs if pair.target == target.uuid)
+
+
 def trouble(document: Document, observed: Observed, task: Task) -> ProviderVeto | None:
     """Why a task cannot end well, if it cannot."""
     present = {lun.uuid: lun for lun in document.luns}
     for target in targets(document, task):
         assert target.restore is not None
-        undo = next(pair.undo for pair in task.pairs if pair.target == target.uuid)
+        undo = _pair_of(task, target).undo
         if undo is not None and undo not in present and not target.restore.begun:
             return ProviderVeto(
                 f"the shadow copy of LUN {target.name!r} that was to undo the restore could not be taken",
@@ -444,7 +448,7 @@ def flushes(document: Document, observed: Observed, task: Task) -> tuple[Flush, 
         if index not in observed.lost(document, lun)
     }
     usable = sorted(drive for drive in drives if drive in observed.backings and document.drive_of(drive).online)
-    return tuple(Flush(node(names.drive_name(document.name, document.drive_of(drive).name))) for drive in usable)
+    return tuple(Flush(port_node(document, drive)) for drive in usable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -494,8 +498,7 @@ def abandoned(document: Document, task: Task, why: str) -> Document:
     """
     for target in targets(document, task):
         assert target.restore is not None
-        pair = next(pair for pair in task.pairs if pair.target == target.uuid)
-        if pair.made or task.kind is TaskKind.SNAPSHOT:
+        if _pair_of(task, target).made or task.kind is TaskKind.SNAPSHOT:
             document = document.without_unmade(target)
             continue
         reason = why if target.restore.begun or target.incomplete else ""

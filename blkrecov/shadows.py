@@ -19,7 +19,7 @@ from blkrecov.geometry import Request
 from blkrecov.model import UNIT, Document, Layout, Lun, Pair, Phase, Restore, Shadow, Task, TaskKind
 from blkrecov.observed import Observed
 from blkrecov.proposal import Proposal
-from blkrecov.stack import node
+from blkrecov.stack import port_node
 from blkrecov.steps import DiscardExtent, Step, ZeroExtent
 from blkrecov.units import KIB, MIB, Bytes, Sectors, format_size, in_bytes, round_up, sectors
 
@@ -173,9 +173,7 @@ def blanked(document: Document, lun: Lun, discards: frozenset[UUID]) -> tuple[Di
     if any(member.drive not in discards for member in lun.members):
         return ()
     return tuple(
-        DiscardExtent(node(names.drive_name(document.name, document.drive_of(member.drive).name)), extent)
-        for member in lun.members
-        for extent in member.data
+        DiscardExtent(port_node(document, member.drive), extent) for member in lun.members for extent in member.data
     )
 
 
@@ -208,7 +206,7 @@ def cleared(document: Document, made: Sequence[Lun]) -> tuple[ZeroExtent, ...]:
     steps = []
     for lun in made:
         for member in lun.members:
-            port = node(names.drive_name(document.name, document.drive_of(member.drive).name))
+            port = port_node(document, member.drive)
             steps += [ZeroExtent(port, extent) for extent in member.meta]
             if lun.differential:
                 steps.append(ZeroExtent(port, msgspec.structs.replace(member.data[0], length=int(UNIT))))

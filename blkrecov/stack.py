@@ -127,6 +127,11 @@ def own_node(device: Device) -> str:
     return node(device.name)
 
 
+def port_node(document: Document, drive: UUID) -> str:
+    """Where a drive's port is found."""
+    return node(names.drive_name(document.name, document.drive_of(drive).name))
+
+
 def port(document: Document, drive: Drive, backing: str | None) -> Device:
     """The drive port. `backing` is the device that holds the drive's sectors, None while there is none."""
     length = sectors(drive.size)
@@ -234,7 +239,7 @@ def leg(document: Document, lun: Lun, index: int, role: str) -> Device:
 
 
 def _segments(document: Document, drive: UUID, extents: tuple[Extent, ...]) -> tuple[Segment, ...]:
-    device = node(names.drive_name(document.name, document.drive_of(drive).name))
+    device = port_node(document, drive)
     return tuple(
         Segment(device=device, offset=Sectors(extent.start), length=Sectors(extent.length)) for extent in extents
     )

@@ -72,6 +72,11 @@ def rates(command: Callable[P, R]) -> Callable[P, R]:
     return click.option("--rate-min", type=Rate(), metavar="SIZE", help=least)(command)
 
 
+def listed(text: str | None) -> tuple[str, ...]:
+    """The names in an option's value, which has commas between them."""
+    return tuple(word for word in (text or "").split(",") if word)
+
+
 def options() -> Options:
     return click.get_current_context().ensure_object(Options)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import click
 
 from blkrecov.array import Array
-from blkrecov.cli.common import common, opened, options, say, show_json, show_plan, table
+from blkrecov.cli.common import common, listed, opened, options, say, show_json, show_plan, table
 from blkrecov.errors import InvalidArgument, ObjectNotFound
 from blkrecov.geometry import Request
 from blkrecov.model import Layout, Lun
@@ -34,7 +34,7 @@ def create(
     name: str, layout: str, size: str, drives: str | None, members: int | None, no_export: bool, plan: bool
 ) -> None:
     """Make a LUN. It can be used at once; its members are synchronised meanwhile."""
-    named = tuple(word for word in (drives or "").split(",") if word)
+    named = listed(drives)
     if members is not None and named and members != len(named):
         raise InvalidArgument(
             f"{members} members, but {len(named)} drives are named", remedy="give --members or --drives, not both"

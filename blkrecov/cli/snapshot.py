@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import click
 
-from blkrecov.cli.common import common, opened, options, say, show_json, show_plan, table
+from blkrecov.cli.common import common, listed, opened, options, say, show_json, show_plan, table
 from blkrecov.cli.lun import remove
 from blkrecov.cli.task import run
 from blkrecov.errors import InvalidArgument, ShadowNotFound
@@ -56,7 +56,7 @@ def create(
             size=parse_size(store) if store else None,
             chunk=parse_size(chunk),
             layout=Layout(layout) if layout else None,
-            drives=tuple(word for word in (drives or "").split(",") if word),
+            drives=listed(drives),
             exported=not no_export,
         )
         for origin, name in zip(words[::2], words[1::2], strict=True)

@@ -103,29 +103,30 @@ def lun_name(array: str, lun: str) -> str:
 
 
 def plex_name(array: str, lun: str) -> str:
-    return _layer_name(array, lun, _PLEX)
+    return layer_name(array, lun, _PLEX)
 
 
-def layer_name(array: str, lun: str, role: str) -> str:
-    """A layer of which a LUN has one: "origin", "shadow", "copy", ..."""
-    return _layer_name(array, lun, role)
+def layer_name(array: str, lun: str, layer: str) -> str:
+    """One of the layers below a LUN: "origin", "shadow", "copy", ..."""
+    check_name(NameKind.LUN, lun)
+    return dm_name(check_name(NameKind.ARRAY, array), lun, layer)
 
 
 def meta_name(array: str, lun: str, index: int) -> str:
     """Superblock and bitmap of leg `index`."""
-    return _layer_name(array, lun, f"rmeta_{index}")
+    return layer_name(array, lun, f"rmeta_{index}")
 
 
 def data_name(array: str, lun: str, index: int) -> str:
     """Data of leg `index`."""
-    return _layer_name(array, lun, f"rimage_{index}")
+    return layer_name(array, lun, f"rimage_{index}")
 
 
 def side_name(array: str, lun: str, index: int, role: str) -> str:
     """What is below leg `index` while it is copied. The role says which: "rimage_from", "rimage_to", "rimage_log_0", ..."""
     leg, _, side = role.partition("_")
     assert _SIDE.fullmatch(role), f"{role!r} is not a side of a copy"
-    return _layer_name(array, lun, f"{leg}_{index}_{side}")
+    return layer_name(array, lun, f"{leg}_{index}_{side}")
 
 
 def is_side(role: str) -> bool:
@@ -161,11 +162,6 @@ def parse_dm_uuid(text: str) -> DmUuid | None:
     """None for a UUID that is not ours."""
     match = _UUID.fullmatch(text)
     return DmUuid(UUID(hex=match[1]), match[2]) if match else None
-
-
-def _layer_name(array: str, lun: str, layer: str) -> str:
-    check_name(NameKind.LUN, lun)
-    return dm_name(check_name(NameKind.ARRAY, array), lun, layer)
 
 
 def _escape(part: str) -> str:

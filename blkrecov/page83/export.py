@@ -285,11 +285,7 @@ def _lio(what: str) -> Iterator[None]:
     """LIO's refusals in our words. It gives an errno and nothing else; its reasons are in the kernel's log."""
     try:
         yield
-    except OSError as error:
-        raise ProviderFailure(f"LIO refused to {what}: {error}") from error
-    except Exception as error:
-        if not isinstance(error, _rtslib().RTSLibError):
-            raise
+    except (OSError, _rtslib().RTSLibError) as error:
         raise ProviderFailure(f"LIO refused to {what}: {error}") from error
 
 

@@ -88,7 +88,7 @@ def look(array: Array, name: str = "vol") -> Copy:
 
 def stored(array: Array, document: Document) -> None:
     array.store(document)
-    array._run(converge(array.document, array.observe()), wanted=frozenset())
+    array._run(converge(array.document, array.observe()))
 
 
 def finish(array: Array, name: str = "vol") -> None:
