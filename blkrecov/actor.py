@@ -12,7 +12,7 @@ from blkrecov import catalog
 from blkrecov.dm import names
 from blkrecov.dm.control import Control
 from blkrecov.dm.status import parse_raid
-from blkrecov.dm.superblock import BLOCK, parse, with_resync_from_start
+from blkrecov.dm.superblock import BLOCK, agreed, parse, with_resync_from_start
 from blkrecov.dm.sync import SyncStart, data_legs, let_failures_settle
 from blkrecov.dm.table import Table, TargetLine, length_of
 from blkrecov.drives import loop, raw
@@ -23,6 +23,7 @@ from blkrecov.page83 import sysfs
 from blkrecov.page83.export import Exporter
 from blkrecov.page83.identity import serial_of
 from blkrecov.steps import (
+    AgreeSuperblocks,
     AttachLoop,
     ClearExport,
     ClearInactive,
@@ -115,6 +116,8 @@ class Actor:
                 raw.flush(self.path_of(step.port))
             case ForceResync():
                 self._force_resync(step)
+            case AgreeSuperblocks():
+                self._agree(step)
             case Export():
                 return self._export(step)
             case SetReady():
@@ -247,6 +250,16 @@ class Actor:
         if parse(block) is None:
             raise ProviderFailure(f"there is no superblock at sector {step.sector} of {step.port}")
         raw.write(path, offset, with_resync_from_start(block), self._counter)
+
+    def _agree(self, step: AgreeSuperblocks) -> None:
+        places = {position: (self.path_of(port), in_bytes(Sectors(sector))) for position, port, sector in step.places}
+        blocks = {position: raw.read(*place, BLOCK, self._counter) for position, place in places.items()}
+        try:
+            made = agreed(blocks, step.failed)
+        except ValueError as error:
+            raise ProviderFailure(f"{step.name} cannot be loaded again: {error}") from error
+        for position, (path, offset) in places.items():
+            raw.write(path, offset, made[position], self._counter)
 
     def _export(self, step: Export) -> Undo:
         self._exporter.export(

@@ -17,12 +17,13 @@ import msgspec
 from blkrecov import stack
 from blkrecov.dm import names
 from blkrecov.dm.status import LegHealth, SnapshotTrouble
-from blkrecov.dm.table import Table, length_of, raid_devices, raid_rates
+from blkrecov.dm.table import ErrorTable, Table, length_of, raid_devices, raid_rates
 from blkrecov.geometry import plex_length
 from blkrecov.model import Document, Layout, Lun, MemberState
 from blkrecov.observed import Live, Observed
 from blkrecov.stack import Device, Layer
 from blkrecov.steps import (
+    AgreeSuperblocks,
     ClearExport,
     ClearInactive,
     CreateDevice,
@@ -129,7 +130,7 @@ def _noted(document: Document, observed: Observed, lun: Lun, *, unclean: bool) -
     if not loaded and not observed.survives(document, lun):
         return msgspec.structs.replace(lun, suspect=lun.suspect or cut)
     noted = lun
-    for index in observed.lost(document, lun) - lun.lost:
+    for index in _missing_writes(document, observed, lun):
         noted = noted.with_member(index, msgspec.structs.replace(lun.members[index], state=MemberState.FAILED))
     raid = observed.raid(lun)
     if raid is not None and raid.in_sync and not noted.lost:
@@ -137,6 +138,15 @@ def _noted(document: Document, observed: Observed, lun: Lun, *, unclean: bool) -
     if cut and not resettable(noted, observed):
         noted = msgspec.structs.replace(noted, suspect=True)
     return noted
+
+
+def _missing_writes(document: Document, observed: Observed, lun: Lun) -> frozenset[int]:
+    """Members that a LUN in use goes on without. Those with which it lost too much miss nothing: it is written to no more."""
+    lost = observed.lost(document, lun)
+    for found in (lost, lun.lost | observed.failed_legs(lun)):
+        if lun.layout.survives(len(lun.members), found | lun.rebuilding):
+            return found - lun.lost
+    return frozenset()
 
 
 def resettable(lun: Lun, observed: Observed) -> bool:
@@ -421,6 +431,9 @@ class _Plan:
             # Not for its rates either.
             lun = msgspec.structs.replace(lun, frozen=any(any(raid_rates(line.params)) for line in _raids(live)))
         device = stack.plex(self.document, lun, nodes, self.rebuild(lun))
+        if lun.trusted and not self.trusts(lun):
+            yield from self.reloaded(lun, device, live)
+            return
         if live is not None and live.table and self.same(device.table, live.table):
             yield from self.ensure(stack.plex(self.document, lun, nodes))
             if self.unnoticed(lun):
@@ -432,6 +445,30 @@ class _Plan:
         yield from self.ensure(device)
         if lun.lost:
             yield SettleFailures(device.name, tuple(sorted(lun.lost)))
+
+    def trusts(self, lun: Lun) -> bool:
+        """Whether the kernel has a LUN loaded, and does without none of the members that are to serve again."""
+        return self.observed.raid(lun) is not None and not self.observed.given_up(lun) & frozenset(lun.trusted)
+
+    def reloaded(self, lun: Lun, device: Device, live: Live | None) -> Iterator[Step]:
+        """A plex that had lost too much. The kernel never takes back what it has given up then, neither by a suspend and a
+        resume nor by a load: what the superblocks call failed is too much. They are made to agree while no table is loaded.
+        """
+        self.wanted[device.uuid] = device
+        if live is not None and self.observed.loaded(lun):
+            nothing = ErrorTable(length=length_of(live.table)).render()
+            yield ReplaceTable(name=live.name, table=nothing, visible=False, flush=False)
+        places = [
+            (index, stack.port_node(self.document, member.drive), member.meta[0].start)
+            for index, member in enumerate(lun.members)
+            if index in lun.trusted
+        ]
+        failed = frozenset(range(len(lun.members))) - frozenset(lun.trusted)
+        yield AgreeSuperblocks(device.name, tuple(places), failed)
+        if live is None:
+            yield CreateDevice(replace(device, name=self.name_of(device)))
+        else:
+            yield ReplaceTable(name=live.name, table=device.table, visible=False, flush=False)
 
     def revived(self, lun: Lun, live: Live) -> Iterator[Step]:
         """Legs that the kernel has given up, and that are back. Without redundancy it gives none up: their I/O fails while the

@@ -31,7 +31,6 @@ from blkrecov.converge import Group, converge, converge_ports, take_note
 from blkrecov.dm import names
 from blkrecov.dm.control import Control
 from blkrecov.dm.names import NameKind, check_name
-from blkrecov.dm.status import LegHealth
 from blkrecov.drives import label as label_format
 from blkrecov.drives import loop, probe, scan, store
 from blkrecov.drives.label import Label
@@ -467,9 +466,9 @@ class Engine:
         """Write down which returning members the kernel has taken back, and which it has not."""
         document = self.document
         for lun in document.luns:
-            raid = self.observed.raid(lun) if lun.returning else None
-            if raid is not None:
-                failed = frozenset(index for index, leg in enumerate(raid.legs) if leg is LegHealth.FAILED)
+            asked = lun.returning or lun.trusted
+            if asked and (self.observed.raid(lun) is not None or lun.uuid in self.trouble):
+                failed = self.observed.given_up(lun) if self.observed.loaded(lun) else lun.returning
                 document = document.with_lun(reconnect.taken_back(lun, failed))
         if document != self.document:
             self.store(document)
@@ -612,7 +611,9 @@ class Engine:
         self._backings.pop(uuid, None)
         return self.document.drive_of(uuid)
 
-    def propose_reconnect(self, name: str, path: str | None = None) -> tuple[Proposal, Task, Found]:
+    def propose_reconnect(
+        self, name: str, path: str | None = None, *, force: bool = False
+    ) -> tuple[Proposal, Task, Found]:
         """IVolumeClient::ReConnectDisk: the drive, found where it was, where it is now, or at `path`.
 
         Raises: ObjectNotFound, ObjectDeleted; PathNotFound; InvalidDisk for what is not this drive, or no longer as it was;
@@ -623,11 +624,12 @@ class Engine:
         found = self._found_again(drive, path)
         self._refuse_changed(drive, found)
         # What the kernel alone knows to be lost is known no more once the drive is back, and the machine restarts.
-        document = take_note(self.document, self.observe(), unclean=False)
+        observed = self.observe()
+        document = take_note(self.document, observed, unclean=False)
         members = [lun for lun in document.luns if lun.layout.fault_tolerant and drive.uuid in lun.drives]
         backings = {**self._backings, drive.uuid: found.device or found.path}
         superblocks = observer.superblocks(members, backings, self.counter)
-        proposal, task = reconnect.propose(document, drive, found.path, superblocks, fresh_ids())
+        proposal, task = reconnect.propose(document, observed, drive, found.path, superblocks, fresh_ids(), force=force)
         return proposal, task, found
 
     def _found_again(self, drive: Drive, path: str | None) -> Found:

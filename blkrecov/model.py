@@ -258,6 +258,9 @@ class Lun(msgspec.Struct, frozen=True):
     """Why its contents are not whole: not ready to its host until a restore has succeeded."""
     restored: int = 0
     """Of when its contents were that a restore put on it last, in seconds since 1970; 0 for a LUN that never was restored."""
+    trusted: tuple[int, ...] = ()
+    """The members that are to serve again after it had lost too many: their superblocks are made to agree, and it is loaded
+    anew. Empty when it is."""
 
     @property
     def differential(self) -> bool:

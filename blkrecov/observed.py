@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from blkrecov.dm import names, status
-from blkrecov.dm.status import LegHealth, LogHealth, MirrorHealth, MirrorStatus, RaidStatus, SnapshotStatus
+from blkrecov.dm.status import LogHealth, MirrorHealth, MirrorStatus, RaidStatus, SnapshotStatus
 from blkrecov.dm.superblock import Superblock
 from blkrecov.dm.table import Table
 from blkrecov.model import Document, Lun, Member, MemberState, Restore
@@ -88,9 +88,11 @@ class Observed:
         return self.devices.get(names.dm_uuid(lun.uuid, "plex"))
 
     def loaded(self, lun: Lun) -> bool:
-        """Whether the LUN's plex has a table; a device whose making was cut short has none."""
+        """Whether the LUN's plex has a table; a device whose making was cut short has none, and one that is to be loaded anew
+        fails everything until it is (converge).
+        """
         live = self.plex(lun)
-        return live is not None and bool(live.table)
+        return live is not None and bool(live.table) and live.table[0].kind != "error"
 
     def raid(self, lun: Lun) -> RaidStatus | None:
         """What the kernel says of a LUN's plex; None while it is not loaded, suspended, or no raid with redundancy."""
@@ -166,14 +168,17 @@ class Observed:
             index
             for index, member in enumerate(lun.members)
             if member.state is MemberState.IN_SYNC
+            and index not in lun.trusted
             and member.uuid in self.superblocks
             and (failed >> index & 1 or (used and self.superblocks[member.uuid] is None))
         )
 
     def failed_legs(self, lun: Lun) -> frozenset[int]:
         """Members that the kernel has given up."""
+        # One that returns is failed until the kernel has been asked to take it back; so are all that are to serve again.
+        return self.given_up(lun) - lun.returning - frozenset(lun.trusted)
+
+    def given_up(self, lun: Lun) -> frozenset[int]:
+        """Legs that the kernel does without at this moment, whatever is to become of them."""
         raid = self.raid(lun)
-        if raid is None:
-            return frozenset()
-        # One that returns is failed until the kernel has been asked to take it back.
-        return frozenset(index for index, leg in enumerate(raid.legs) if leg is LegHealth.FAILED) - lun.returning
+        return frozenset(raid.lost) if raid is not None else frozenset()

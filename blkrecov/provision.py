@@ -129,14 +129,12 @@ def fail_drive(document: Document, name: str) -> Proposal:
     failed = msgspec.structs.replace(drive, status=DriveStatus.FAILED, reason=flapping.BY_REQUEST)
     document = document.with_drive(failed)
     for lun in document.luns:
-        if lun.layout.fault_tolerant:
-            for index, member in enumerate(lun.members):
-                if member.drive == drive.uuid:
-                    document = document.with_lun(
-                        document.lun_of(lun.uuid).with_member(
-                            index, msgspec.structs.replace(member, state=MemberState.FAILED)
-                        )
-                    )
+        gone = {index for index, member in enumerate(lun.members) if member.drive == drive.uuid}
+        # Without what a LUN cannot do without it is written to no more: nothing is missed (converge.take_note()).
+        if lun.layout.fault_tolerant and lun.layout.survives(len(lun.members), lun.lost | lun.rebuilding | gone):
+            for index in gone:
+                lun = lun.with_member(index, msgspec.structs.replace(lun.members[index], state=MemberState.FAILED))
+            document = document.with_lun(lun)
     for lun in document.luns:
         document = document.with_lun(_without_copies(lun, drive))
     return Proposal(document=document, why=f"drive {drive.name} has failed")

@@ -6,7 +6,7 @@ What becomes of each LUN on the drive:
     its member was replaced   nothing of it is on the drive any more
     its member is lost        the kernel takes it back, and regenerates what it missed by its write-intent bitmap; or all of it,
                               where the superblocks do not prove that the bitmap tells all
-    it has lost too much      it stays failed: there is nothing to regenerate the member from
+    it had lost too much      those that served last serve again, if they are here (blkrecov.revival); else it stays failed
 
 The proof is in the superblocks, for dm-raid has no other identity: the freshest one calls the member failed, and the member's own
 is older. Without the first the kernel would take the member for whole, on the word of a superblock that anything may have
@@ -16,18 +16,17 @@ The reconnect is a task that lasts until the recoveries which it has begun are o
 fail.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from uuid import UUID
 
 import msgspec
 
-from blkrecov import tasks
-from blkrecov.dm.superblock import Superblock
+from blkrecov import revival, tasks
 from blkrecov.model import Document, Drive, DriveStatus, Lun, Member, MemberState, Phase, Task, TaskKind
+from blkrecov.observed import Observed
 from blkrecov.proposal import Proposal, zeroed
-
-Superblocks = Mapping[UUID, Superblock | None]
+from blkrecov.revival import Superblocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +41,19 @@ class Return:
 
 
 def propose(
-    document: Document, drive: Drive, path: str, superblocks: Superblocks, ids: Iterator[UUID]
+    document: Document,
+    observed: Observed,
+    drive: Drive,
+    path: str,
+    superblocks: Superblocks,
+    ids: Iterator[UUID],
+    *,
+    force: bool = False,
 ) -> tuple[Proposal, Task]:
     """The array with the drive online, found at this path, and a task that is complete when all is regenerated.
 
-    `superblocks` has those of all members of the LUNs on the drive, as far as they can be read.
+    `superblocks` has those of all members of the LUNs on the drive, as far as they can be read. Forced, a LUN comes online with
+    what there is of it, even if that is not all that was written.
     """
     online = msgspec.structs.replace(drive, status=DriveStatus.ONLINE, reason="", path=path)
     wanted = document.with_drive(online)
@@ -58,13 +65,13 @@ def propose(
     for lun in document.luns:
         if drive.uuid not in {member.drive for member in lun.members}:
             continue
-        back = returned(wanted, lun, drive, superblocks, ids)
+        back = returned(wanted, observed, lun, drive, superblocks, ids, force=force)
         said.append(f"{lun.name} {back.why}")
         wanted = wanted.with_lun(back.lun)
         prepared += back.zeroed
         changed.add(lun.uuid)
         if back.regenerates:
-            children.append(_child(lun, drive, number + 1 + len(children), whole=bool(back.zeroed)))
+            children.append(_child(back, drive, number + 1 + len(children)))
     task = tasks.started(
         Task(
             id=number,
@@ -86,39 +93,60 @@ def propose(
     return proposal, task
 
 
-def _child(lun: Lun, drive: Drive, number: int, *, whole: bool) -> Task:
+def _child(back: Return, drive: Drive, number: int) -> Task:
     """The recovery of one LUN. What the kernel's bitmap tells is no matter for a check of all: that would take longer."""
+    phases = [Phase.REBUILD]
+    if back.lun.suspect and not back.lun.lost:
+        phases.append(Phase.REPAIR)
+    if back.zeroed:
+        phases.append(Phase.VERIFY)
+    objects = (back.lun.name, drive.name)
     return tasks.started(
-        Task(
-            id=number,
-            kind=TaskKind.RECOVER,
-            lun=lun.uuid,
-            objects=(lun.name, drive.name),
-            phases=(Phase.REBUILD, Phase.VERIFY) if whole else (Phase.REBUILD,),
-        )
+        Task(id=number, kind=TaskKind.RECOVER, lun=back.lun.uuid, objects=objects, phases=tuple(phases))
     )
 
 
-def returned(document: Document, lun: Lun, drive: Drive, superblocks: Superblocks, ids: Iterator[UUID]) -> Return:
+def returned(
+    document: Document,
+    observed: Observed,
+    lun: Lun,
+    drive: Drive,
+    superblocks: Superblocks,
+    ids: Iterator[UUID],
+    *,
+    force: bool = False,
+) -> Return:
     """What becomes of one LUN that has members on the drive."""
-    lost = [index for index in sorted(lun.lost) if lun.members[index].drive == drive.uuid]
     if not lun.layout.fault_tolerant:
         away = [member for member in lun.members if not document.drive_of(member.drive).online]
         if away:
             names = ", ".join(sorted({document.drive_of(member.drive).name for member in away}))
             return Return(lun, f"stays failed: drive {names} is away", comes=False)
         return Return(lun, "is online")
-    if not lost:
+    everyone = frozenset(range(len(lun.members)))
+    here = frozenset(index for index in everyone if document.drive_of(lun.members[index].drive).online)
+    lost = frozenset(index for index in lun.lost if lun.members[index].drive == drive.uuid)
+    # What the kernel, or what it has written down, does without: members of a LUN that is not used are in sync, and no help.
+    unusable = (
+        lun.lost | lun.rebuilding | observed.given_up(lun) | _disowned(observed, lun, superblocks) | (everyone - here)
+    )
+    dead = not lun.layout.survives(len(lun.members), unusable)
+    if not dead and not lost:
         return Return(lun, "has lost nothing on it")
-    # A LUN that is not used loses nothing: members on drives that are away are in sync, and no help.
-    missing = {index for index, member in enumerate(lun.members) if not document.drive_of(member.drive).online}
-    if not lun.layout.survives(len(lun.members), lun.lost | lun.rebuilding | missing):
-        return Return(lun, "stays failed: it has lost more members than it can do without", comes=False)
     task = document.task_on(lun.uuid)
     if task is not None:
         return Return(lun, f"is busy with task {task.id}, and can be recovered after that", comes=False)
+    said = ""
+    if dead:
+        verdict = revival.judge(lun, superblocks, here, force=force)
+        if not verdict.trusted:
+            return Return(lun, f"stays failed: {verdict.why}", comes=False)
+        said = f"comes online again: {verdict.why}"
+        # Of drives that came back before this one too, when there was nothing to regenerate their members from.
+        lost = here - verdict.trusted
+        lun = _serving_again(lun, verdict.trusted)
     fresh: list[Member] = []
-    for index in lost:
+    for index in sorted(lost - frozenset(lun.trusted)):
         member = lun.members[index]
         if proven(lun, index, superblocks):
             lun = lun.with_member(index, msgspec.structs.replace(member, state=MemberState.RETURNING))
@@ -127,12 +155,35 @@ def returned(document: Document, lun: Lun, drive: Drive, superblocks: Superblock
             anew = msgspec.structs.replace(member, uuid=next(ids), state=MemberState.REBUILDING, successor=None)
             fresh.append(anew)
             lun = lun.with_member(index, anew)
-    why = (
+    regenerates = bool(lun.rebuilding)
+    how = (
         "is regenerated as a whole: its superblock does not prove what it missed"
         if fresh
         else "regenerates what it missed"
+        if regenerates
+        else ""
     )
-    return Return(lun, why, regenerates=True, zeroed=tuple(fresh))
+    why = ", and ".join(words for words in (said, how) if words)
+    return Return(lun, why, regenerates=regenerates, zeroed=tuple(fresh))
+
+
+def _disowned(observed: Observed, lun: Lun, superblocks: Superblocks) -> frozenset[int]:
+    """Members of a LUN that is not loaded which a load would do without, because the freshest superblock calls them failed."""
+    found = [head for member in lun.members if (head := superblocks.get(member.uuid)) is not None]
+    if observed.loaded(lun) or not found:
+        return frozenset()
+    word = max(found, key=lambda head: head.events).failed
+    return frozenset(index for index in range(len(lun.members)) if word >> index & 1)
+
+
+def _serving_again(lun: Lun, trusted: frozenset[int]) -> Lun:
+    """The LUN with these members in sync. The others have failed, until it is seen what becomes of them."""
+    for index, member in enumerate(lun.members):
+        state = MemberState.IN_SYNC if index in trusted else MemberState.FAILED
+        lun = lun.with_member(index, msgspec.structs.replace(member, state=state, successor=None))
+    # All of them together are made equal as after a power cut.
+    suspect = lun.suspect and len(trusted) < len(lun.members)
+    return msgspec.structs.replace(lun, trusted=tuple(sorted(trusted)), frozen=False, suspect=suspect)
 
 
 def proven(lun: Lun, index: int, superblocks: Superblocks) -> bool:
@@ -153,6 +204,7 @@ def proven(lun: Lun, index: int, superblocks: Superblocks) -> bool:
 
 def taken_back(lun: Lun, failed: frozenset[int]) -> Lun:
     """The LUN after the kernel was asked to take members back; `failed` are those that it did not take."""
+    lun = msgspec.structs.replace(lun, trusted=())
     for index in sorted(lun.returning):
         state = MemberState.FAILED if index in failed else MemberState.REBUILDING
         lun = lun.with_member(index, msgspec.structs.replace(lun.members[index], state=state))

@@ -209,6 +209,24 @@ class ForceResync:
 
 
 @dataclass(frozen=True, slots=True)
+class AgreeSuperblocks:
+    """Have the superblocks of the legs that are to serve again call just those failed that are not among them, with no table
+    loaded on any.
+    """
+
+    name: str
+    """The plex."""
+    places: tuple[tuple[int, str, int], ...]
+    """(position of the leg, drive port, sector)"""
+    failed: frozenset[int]
+
+    def lines(self) -> tuple[str, ...]:
+        legs = ", ".join(str(position) for position, _, _ in self.places)
+        failed = ", ".join(map(str, sorted(self.failed))) or "none"
+        return (f"have the superblocks of legs {legs} of {self.name} agree: failed is {failed}",)
+
+
+@dataclass(frozen=True, slots=True)
 class Export:
     """Show a LUN as a SCSI disk."""
 
@@ -305,6 +323,7 @@ Step: TypeAlias = (
     | DiscardExtent
     | Flush
     | ForceResync
+    | AgreeSuperblocks
     | Export
     | SetReady
     | Unexport

@@ -127,16 +127,19 @@ def replace(old: str, new: str | None, no_wait: bool, plan: bool) -> None:
 @group.command("reconnect")
 @click.argument("name")
 @click.option("--path", metavar="PATH", help="Where it is now, if it is not to be looked for.")
+@click.option("--force", is_flag=True, help="Bring LUNs online with what there is of them: writes may be lost.")
 @click.option("--no-wait", is_flag=True, help="Print the task and return; the kernel goes on.")
 @click.option("--plan", is_flag=True, help="Show the steps and take none.")
 @common
-def reconnect(name: str, path: str | None, no_wait: bool, plan: bool) -> None:
+def reconnect(name: str, path: str | None, force: bool, no_wait: bool, plan: bool) -> None:
     """Bring back a drive that failed or was away, with all that lives on it.
 
-    Its LUNs come online, as far as they can; members regenerate what they missed, by the kernel's bitmap where that tells all.
+    Its LUNs come online, as far as they can; members regenerate what they missed, by the kernel's bitmap where that tells all. A
+    LUN that had lost too much comes online when those members are back that served last. With --force it does without them:
+    what only they were written is lost, and what lies beside that may not fit. Look at its file systems then.
     """
     with opened() as array:
-        proposal, task, found = array.propose_reconnect(name, path)
+        proposal, task, found = array.propose_reconnect(name, path, force=force)
         run(
             array,
             proposal,

@@ -1,13 +1,15 @@
 """dm-raid's superblock: what one leg remembers of its array.
 
-It has no UUID, no checksum and no mark for a clean stop. So it is read for three questions only: is there one at all, how far
-is the leg, and was the array in sync; and written for one purpose: to make the kernel resynchronise after a power cut the
-regions that its bitmap calls dirty, which it does not do by itself.
+It has no UUID, no checksum and no mark for a clean stop. So it is read for few questions: is there one at all, how far is the
+leg, was the array in sync, whom does it call failed; and written for two purposes: to make the kernel resynchronise after a power
+cut the regions that its bitmap calls dirty, which it does not do by itself, and to have it load an array again that had lost too
+many legs for a while.
 
 Kernel: drivers/md/dm-raid.c, struct dm_raid_superblock. Little endian, packed, at byte 0 of a leg's metadata device.
 """
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +18,7 @@ _MAGIC: Final = 0x64526D44  # "DmRd"
 _IN_SYNC: Final = 2**64 - 1
 _HEAD: Final = struct.Struct("<IIIIQQQQ")
 _RESYNC_OFFSET: Final = 40
+_MORE_FAILED: Final = slice(120, 144)
 assert _HEAD.size == _RESYNC_OFFSET + 8
 
 
@@ -57,3 +60,35 @@ def with_resync_from_start(block: bytes) -> bytes:
     """
     assert parse(block) is not None, "there is no superblock to change"
     return block[:_RESYNC_OFFSET] + bytes(8) + block[_RESYNC_OFFSET + 8 :]
+
+
+def agreed(blocks: Mapping[int, bytes], failed: frozenset[int]) -> dict[int, bytes]:
+    """The superblocks of legs that are to serve again, by position: the freshest one's words for all of them, no leg called
+    failed but these, and the lowest of their event counters.
+
+    The kernel takes the bitmap of the first leg in sync, and regenerates everything where that is older than the superblocks
+    (drivers/md/md-bitmap.c, md_bitmap_read_sb()). The lowest counter makes it believe the bitmap, which may be believed: no write
+    was acknowledged after the array had lost too much, and until then each leg that served has every bit.
+
+    With no leg failed, what was being written then is resynchronised. Where one is, the others are not equal to anything.
+
+    Raises: ValueError where a block has no superblock.
+    """
+    found = {position: parse(block) for position, block in blocks.items()}
+    heads = {position: head for position, head in found.items() if head is not None}
+    if set(heads) != set(blocks):
+        raise ValueError(f"there is no superblock at position {', '.join(map(str, sorted(set(blocks) - set(heads))))}")
+    freshest = max(heads, key=lambda position: heads[position].events)
+    events = min(head.events for head in heads.values())
+    word = sum(1 << position for position in failed)
+    made = {}
+    for position in blocks:
+        block = bytearray(blocks[freshest])
+        words = list(_HEAD.unpack_from(block))
+        words[3:7] = position, events, word & 2**64 - 1, _IN_SYNC
+        if not failed:
+            words[7] = 0
+        _HEAD.pack_into(block, 0, *words)
+        block[_MORE_FAILED] = (word >> 64).to_bytes(24, "little")
+        made[position] = bytes(block)
+    return made

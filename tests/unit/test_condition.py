@@ -206,6 +206,7 @@ IMPOSSIBLE: set[tuple[Condition, Event]] = {
     *((state, Event.CANCEL) for state in C if state is not C.REBUILDING),
     *product((state for state in C if state is not C.FILLING), (Event.WRITTEN, Event.RESTORED, Event.GIVEN_UP)),
     (C.HELD, Event.SYNCED),
+    (C.FAILED, Event.SYNCED),
 }
 # Nobody who asks for it in that condition gets it, and nothing has changed then.
 REFUSED: dict[tuple[Condition, Event], type[Exception]] = {
@@ -224,6 +225,8 @@ NEXT: dict[tuple[Condition, Event], Condition] = {
     },
     **{(state, Event.RESTORE): C.FILLING for state in C if state not in (C.OFFLINE, C.FAILED, C.FILLING)},
     **{(state, Event.STOP): C.OFFLINE for state in C if state not in (C.OFFLINE, C.FAILED)},
+    # By the document it lacks nothing: that the kernel had given up too much is in the superblocks.
+    (C.FAILED, Event.STOP): C.OFFLINE,
     (C.OFFLINE, Event.START): C.HEALTHY,
     # (FAILING, RECOVER) is not here: until the copy has ended, the LUN stands where it stood.
     (C.SUSPECT, Event.RECOVER): C.SYNCING,

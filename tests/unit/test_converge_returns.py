@@ -89,7 +89,9 @@ def back(machine: Machine, document: Document, name: str = "d1") -> Document:
         for index, member in enumerate(lun.members)
         if member.meta
     }
-    return reconnect.propose(document, document.drive(name), f"/srv/{name}", known, uuids(0x9000))[0].document
+    return reconnect.propose(document, Observed(), document.drive(name), f"/srv/{name}", known, uuids(0x9000))[
+        0
+    ].document
 
 
 def rebuilding(document: Document) -> Document:

@@ -10,6 +10,7 @@ from blkrecov import provision, reconnect, tasks
 from blkrecov.dm.superblock import Superblock
 from blkrecov.errors import Cancelled, ObjectFailed
 from blkrecov.model import Document, DriveStatus, Layout, Lun, MemberState, Phase, Task, TaskKind, TaskState
+from blkrecov.observed import Observed
 from blkrecov.steps import ZeroExtent
 from tests.unit.arrays import FAULT_TOLERANT, drive, drives, uuids, with_lun, with_states
 
@@ -56,7 +57,7 @@ def returned(document: Document, name: str = "d1", superblocks: Superblocks | No
     lun, back = document.lun("v"), document.drive(name)
     known = remembered(lun, *lun.lost) if superblocks is None else superblocks
     document = document.with_drive(msgspec.structs.replace(back, status=DriveStatus.ONLINE, reason=""))
-    return reconnect.returned(document, lun, document.drive(name), known, uuids(0x9000))
+    return reconnect.returned(document, Observed(), lun, document.drive(name), known, uuids(0x9000))
 
 
 def states(lun: Lun) -> list[MemberState]:
@@ -187,7 +188,7 @@ def test_a_lun_that_has_lost_too_much_stays_failed(layout: Layout) -> None:
     """One of its members is back, and there is nothing to regenerate that from."""
     names = [f"d{index}" for index in range(layout.minimum)]
     document = without(whole(layout), *names)
-    back = returned(document)
+    back = returned(document, "d0")
     assert (back.lun, back.comes, back.regenerates, back.zeroed) == (document.lun("v"), False, False, ())
     assert "stays failed" in back.why
 
@@ -219,12 +220,21 @@ def test_a_second_member_returns_while_a_first_is_regenerated() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lost", "comes"), [(("d0", "d1"), False), (("d1", "d2"), True), (("d1", "d3"), True), (("d1", "d2", "d3"), False)]
+    ("lost", "comes", "returns"),
+    [
+        (("d0", "d1"), True, False),
+        (("d1", "d0"), False, False),
+        (("d1", "d2"), True, True),
+        (("d1", "d3"), True, True),
+        (("d1", "d2", "d3"), False, False),
+    ],
 )
-def test_a_raid10_comes_when_each_pair_has_one(lost: tuple[str, ...], comes: bool) -> None:
+def test_a_raid10_comes_when_each_pair_has_the_one_that_served_last(
+    lost: tuple[str, ...], comes: bool, returns: bool
+) -> None:
     back = returned(without(whole(Layout.RAID10), *lost))
     assert back.comes is comes
-    assert back.lun.returning == (frozenset({1}) if comes else frozenset())
+    assert back.lun.returning == (frozenset({1}) if returns else frozenset())
 
 
 def test_a_lun_with_a_task_is_told_to_wait() -> None:
@@ -273,7 +283,7 @@ def test_one_proposal_for_all_that_is_on_a_drive() -> None:
     """The drive is online where it was found; a recovery each for what regenerates; the rest is told."""
     before = several()
     words = remembered(before.lun("mirror"), 1) | remembered(before.lun("parity"), 0)
-    proposal, task = reconnect.propose(before, before.drive("d1"), "/mnt/d1", words, uuids(0x9000))
+    proposal, task = reconnect.propose(before, Observed(), before.drive("d1"), "/mnt/d1", words, uuids(0x9000))
     after = proposal.document
     back = after.drive("d1")
     assert (back.status, back.reason, back.path) == (DriveStatus.ONLINE, "", "/mnt/d1")
@@ -295,7 +305,7 @@ def test_one_proposal_for_all_that_is_on_a_drive() -> None:
     assert proposal.prepare == ()
     assert task.message == (
         "mirror regenerates what it missed; striped is online; parity regenerates what it missed; "
-        "gone stays failed: it has lost more members than it can do without"
+        "gone stays failed: member 1 is missing, and served last"
     )
     assert proposal.why == f"drive d1 comes back: {task.message}"
 
@@ -303,7 +313,7 @@ def test_one_proposal_for_all_that_is_on_a_drive() -> None:
 def test_what_is_regenerated_as_a_whole_is_zeroed_and_verified() -> None:
     """Where its superblock and bitmap will be; and a check at the end is short beside it."""
     before = without(whole(), "d1")
-    proposal, task = reconnect.propose(before, before.drive("d1"), "/srv/d1", {}, uuids(0x9000))
+    proposal, task = reconnect.propose(before, Observed(), before.drive("d1"), "/srv/d1", {}, uuids(0x9000))
     member = proposal.document.lun("v").members[1]
     assert proposal.prepare == (ZeroExtent("/dev/mapper/blkrecov-lab-drive-d1", member.meta[0]),)
     assert proposal.document.task(task.children[0]).phases == (Phase.REBUILD, Phase.VERIFY)
@@ -311,7 +321,7 @@ def test_what_is_regenerated_as_a_whole_is_zeroed_and_verified() -> None:
 
 def test_an_empty_drive_comes_back_too() -> None:
     before = without(drives(2), "d1")
-    proposal, task = reconnect.propose(before, before.drive("d1"), "/srv/d1", {}, uuids(0x9000))
+    proposal, task = reconnect.propose(before, Observed(), before.drive("d1"), "/srv/d1", {}, uuids(0x9000))
     assert proposal.document.drive("d1").online
     assert (task.children, task.message) == ((), "")
     assert proposal.why == "drive d1 comes back: nothing is on it"
@@ -323,7 +333,7 @@ def test_a_drive_that_comes_back_keeps_its_record() -> None:
         drive(1), status=DriveStatus.FAILED, failures=(5, 9), failing="twice", hot_spare=True
     )
     before = drives(1).with_drive(failed)
-    proposal, _ = reconnect.propose(before, failed, failed.path, {}, uuids(0x9000))
+    proposal, _ = reconnect.propose(before, Observed(), failed, failed.path, {}, uuids(0x9000))
     assert proposal.document.drive("d1") == msgspec.structs.replace(failed, status=DriveStatus.ONLINE)
 
 
