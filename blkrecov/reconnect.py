@@ -116,7 +116,7 @@ def returned(
     *,
     force: bool = False,
 ) -> Return:
-    """What becomes of one LUN that has members on the drive."""
+    """What becomes of one LUN that has members on the drive. In the document it is online, `drive` is as it was."""
     if not lun.layout.fault_tolerant:
         away = [member for member in lun.members if not document.drive_of(member.drive).online]
         if away:
@@ -125,12 +125,15 @@ def returned(
         return Return(lun, "is online")
     everyone = frozenset(range(len(lun.members)))
     here = frozenset(index for index in everyone if document.drive_of(lun.members[index].drive).online)
-    lost = frozenset(index for index in lun.lost if lun.members[index].drive == drive.uuid)
+    on_it = frozenset(index for index in everyone if lun.members[index].drive == drive.uuid)
     # What the kernel, or what it has written down, does without: members of a LUN that is not used are in sync, and no help.
     unusable = (
         lun.lost | lun.rebuilding | observed.given_up(lun) | _disowned(observed, lun, superblocks) | (everyone - here)
     )
     dead = not lun.layout.survives(len(lun.members), unusable)
+    was_dead = not lun.layout.survives(len(lun.members), unusable | (frozenset() if drive.online else on_it))
+    # Of drives that came back before this one too, when there was nothing to regenerate their members from.
+    lost = lun.lost & (here if was_dead else on_it)
     if not dead and not lost:
         return Return(lun, "has lost nothing on it")
     task = document.task_on(lun.uuid)
@@ -142,7 +145,6 @@ def returned(
         if not verdict.trusted:
             return Return(lun, f"stays failed: {verdict.why}", comes=False)
         said = f"comes online again: {verdict.why}"
-        # Of drives that came back before this one too, when there was nothing to regenerate their members from.
         lost = here - verdict.trusted
         lun = _serving_again(lun, verdict.trusted)
     fresh: list[Member] = []

@@ -57,7 +57,7 @@ def returned(document: Document, name: str = "d1", superblocks: Superblocks | No
     lun, back = document.lun("v"), document.drive(name)
     known = remembered(lun, *lun.lost) if superblocks is None else superblocks
     document = document.with_drive(msgspec.structs.replace(back, status=DriveStatus.ONLINE, reason=""))
-    return reconnect.returned(document, Observed(), lun, document.drive(name), known, uuids(0x9000))
+    return reconnect.returned(document, Observed(), lun, back, known, uuids(0x9000))
 
 
 def states(lun: Lun) -> list[MemberState]:
