@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 from blkrecov import catalog
 from blkrecov.dm import names
 from blkrecov.dm.control import Control
-from blkrecov.dm.status import parse_raid
+from blkrecov.dm.status import parse_dust, parse_raid
 from blkrecov.dm.superblock import BLOCK, agreed, parse, with_resync_from_start
 from blkrecov.dm.sync import SyncStart, data_legs, let_failures_settle
 from blkrecov.dm.table import Table, TargetLine, length_of
@@ -34,6 +34,7 @@ from blkrecov.steps import (
     Flush,
     ForceResync,
     FreezeFilesystems,
+    MarkUnreadable,
     Message,
     RemoveDevice,
     RenameDevice,
@@ -101,6 +102,8 @@ class Actor:
                 start.wait(step.name)
             case Revive():
                 self._revive(step)
+            case MarkUnreadable():
+                self._mark_unreadable(step)
             case RemoveDevice():
                 self._control.remove(step.name, visible=step.visible)
             case RenameDevice():
@@ -232,6 +235,16 @@ class Actor:
             start = self._sync_start(table)
             self._control.replace(step.name, table, visible=False)
             start.wait(step.name)
+
+    def _mark_unreadable(self, step: MarkUnreadable) -> None:
+        tell = partial(self._control.message, step.name, Sectors(0))
+        # What was cut short has left some: the kernel refuses a block that it knows (drivers/md/dm-dust.c, dust_add_block()).
+        tell("clearbadblocks")
+        if not parse_dust(self._control.status(step.name)[0].params).quiet:
+            tell("quiet")  # A switch to and fro; without it each block is a line in the kernel's log.
+        for block in step.blocks:
+            tell(f"addbadblock {block}")
+        tell("enable")
 
     def _let_last_failures_settle(self, name: str) -> None:
         lines = self._control.status(name)

@@ -42,6 +42,7 @@ from blkrecov.model import (
     Document,
     Drive,
     DriveStatus,
+    Fault,
     Lun,
     MemberState,
     Phase,
@@ -112,6 +113,12 @@ class Array(Restoring):
     def fail_drive(self, name: str) -> Drive:
         before = self.document
         drive = super().fail_drive(name)
+        self._tell_losses(before)
+        return drive
+
+    def inject_fault(self, name: str, fault: Fault) -> Drive:
+        before = self.document
+        drive = super().inject_fault(name, fault)
         self._tell_losses(before)
         return drive
 
@@ -757,6 +764,11 @@ class Array(Restoring):
                 )
             if drive.online and earlier.status in (DriveStatus.FAILED, DriveStatus.REMOVED):
                 self._tell("drive_returned", f"drive {drive.name} is back", drive=drive.name)
+            if drive.fault is not None and earlier.fault is None:
+                self._tell("fault_injected", f"drive {drive.name}: {drive.fault.words}", drive=drive.name)
+            if drive.fault is None and earlier.fault is not None:
+                message = f"drive {drive.name} is without its fault: {earlier.fault.words}"
+                self._tell("fault_removed", message, drive=drive.name)
             if drive.failing and not earlier.failing:
                 message = f"drive {drive.name} is set aside: {drive.failing}"
                 remedy = f"replace it, or trust it again with: blkrecov drive trust {drive.name}"

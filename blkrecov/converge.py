@@ -14,9 +14,9 @@ from uuid import UUID
 
 import msgspec
 
-from blkrecov import stack
+from blkrecov import faults, stack
 from blkrecov.dm import names
-from blkrecov.dm.status import LegHealth, SnapshotTrouble
+from blkrecov.dm.status import LegHealth, SnapshotTrouble, parse_dust
 from blkrecov.dm.table import ErrorTable, Table, length_of, raid_devices, raid_rates
 from blkrecov.geometry import plex_length
 from blkrecov.model import Document, Layout, Lun, MemberState
@@ -30,6 +30,7 @@ from blkrecov.steps import (
     Export,
     ForceResync,
     FreezeFilesystems,
+    MarkUnreadable,
     RemoveDevice,
     RenameDevice,
     ReplaceTable,
@@ -212,7 +213,15 @@ class _Plan:
     def ports(self) -> Iterator[Step]:
         for drive in self.document.drives:
             backing = self.observed.backings.get(drive.uuid)
-            yield from self.ensure(stack.port(self.document, drive, backing.device if backing else None))
+            port = stack.port(self.document, drive, backing.device if backing else None)
+            yield from self.ensure(port)
+            if port.table[0].kind == "dust" and not self.marked(port):
+                yield MarkUnreadable(self.name_of(port), faults.unreadable(drive))
+
+    def marked(self, port: Device) -> bool:
+        """Whether a port that is wanted as dust is that, and was told which blocks are bad: that is never in a table."""
+        live = self.observed.devices.get(port.uuid)
+        return live is not None and self.same(port.table, live.table) and parse_dust(live.status[0].params).fails
 
     def lun(self, lun: Lun) -> Iterator[Step]:
         yield from self.base(lun)
@@ -562,18 +571,14 @@ class _Plan:
         return _NODE + self.name_of(device)
 
     def same(self, wanted: Table, live: Table) -> bool:
-        """Whether two tables map the same. Of a raid's options the rates count: the kernel adds others, and keeps `rebuild`."""
+        """Whether two tables map the same, as far as that is ours to decide."""
         if len(wanted) != len(live):
             return False
         for ours, theirs in zip(wanted, live, strict=True):
             words = [self.numbers.get(word, word) for word in ours.params.split()]
             if (ours.start, ours.length, ours.kind) != (theirs.start, theirs.length, theirs.kind):
                 return False
-            params, there = " ".join(words), theirs.params
-            if ours.kind == "raid":
-                if _essence(params) != _essence(there):
-                    return False
-            elif params != there:
+            if _essence(ours.kind, " ".join(words)) != _essence(theirs.kind, theirs.params):
                 return False
         return True
 
@@ -613,9 +618,20 @@ def _raids(live: Live | None) -> Table:
     return tuple(line for line in live.table if line.kind == "raid") if live is not None else ()
 
 
-def _essence(params: str) -> tuple[object, ...]:
-    """What of a raid target's words is ours to decide: its kind, its rates, its legs."""
-    return params.split()[0], raid_rates(params), raid_devices(params)
+def _essence(kind: str, params: str) -> tuple[object, ...]:
+    """What of a target's words is ours to decide.
+
+    Of a raid's its kind, its rates and its legs: the kernel adds options, and keeps `rebuild`. Of a flakey's all but the words
+    that later kernels print for one without features, where all I/O fails (drivers/md/dm-flakey.c, "error_reads").
+    """
+    words = params.split()
+    match kind:
+        case "raid":
+            return words[0], raid_rates(params), raid_devices(params)
+        case "flakey":
+            return *words[:4], frozenset(words[5:]) - {"error_reads", "error_writes"}
+        case _:
+            return (params,)
 
 
 def _goners(document: Document, observed: Observed) -> dict[str, Live]:

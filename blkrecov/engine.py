@@ -22,7 +22,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from blkrecov import catalog, flapping, observer, provision, reconnect, shadows, stack, views
+from blkrecov import catalog, faults, flapping, observer, provision, reconnect, shadows, stack, views
 from blkrecov.actor import Actor
 from blkrecov.bell import ring
 from blkrecov.catalog import Discovered
@@ -55,7 +55,7 @@ from blkrecov.errors import (
 from blkrecov.freeze import Freezer
 from blkrecov.geometry import Request
 from blkrecov.holders import claimed, holders
-from blkrecov.model import Document, Drive, DriveStatus, Lun, Task
+from blkrecov.model import Document, Drive, DriveStatus, Fault, Lun, Task
 from blkrecov.observed import Observed
 from blkrecov.page83 import identity, sysfs, udev
 from blkrecov.page83.export import Exporter
@@ -433,11 +433,13 @@ class Engine:
 
     def plan(self, proposal: Proposal) -> tuple[Step, ...]:
         """The steps that carry_out() would take."""
+        first = self.plan(proposal.first) if proposal.first is not None else ()
         groups = converge(proposal.document, self.observe())
         return (
+            *first,
             *proposal.prepare,
             Store(proposal.document, proposal.why),
-            *(step for group in groups for step in group.steps),
+            *(step for group in groups for step in group.steps if step not in proposal.prepare),
             *proposal.then,
         )
 
@@ -611,6 +613,18 @@ class Engine:
         self._backings.pop(uuid, None)
         return self.document.drive_of(uuid)
 
+    def propose_fault(self, name: str, fault: Fault) -> Proposal:
+        """Raises: what faults.propose() does; TargetMissing where the kernel has not what the fault is made of."""
+        self.refuse_mistaken()
+        proposal = faults.propose(self.document, name, fault)
+        self._control.require(faults.TARGETS[fault.kind])
+        return proposal
+
+    def inject_fault(self, name: str, fault: Fault) -> Drive:
+        """Have a drive misbehave from now on, until it is reconnected."""
+        self.carry_out(self.propose_fault(name, fault))
+        return self.document.drive(name)
+
     def propose_reconnect(
         self, name: str, path: str | None = None, *, force: bool = False
     ) -> tuple[Proposal, Task, Found]:
@@ -630,13 +644,23 @@ class Engine:
         backings = {**self._backings, drive.uuid: found.device or found.path}
         superblocks = observer.superblocks(members, backings, self.counter)
         proposal, task = reconnect.propose(document, observed, drive, found.path, superblocks, fresh_ids(), force=force)
+        if drive.fault is not None and drive.uuid in self._backings:
+            # Superblocks of new members are zeroed through the port: not while that loses writes.
+            sound = self._port_of(proposal.document, drive, self._backings[drive.uuid])
+            proposal = dataclasses.replace(proposal, prepare=(sound, *proposal.prepare))
         return proposal, task, found
+
+    def _port_of(self, document: Document, drive: Drive, device: str) -> ReplaceTable:
+        """What makes a drive's port, which is there, that of a drive on this device."""
+        port = stack.port(document, document.drive_of(drive.uuid), device)
+        return ReplaceTable(name=port.name, table=port.table, visible=False, flush=False)
 
     def _found_again(self, drive: Drive, path: str | None) -> Found:
         online = self._backings.get(drive.uuid) if drive.online else None
         if path is None:
             if online is not None and drive.uuid in self._found.drives:
-                return self._found.drives[drive.uuid]
+                # Found as a file, perhaps, and attached since.
+                return dataclasses.replace(self._found.drives[drive.uuid], device=online)
             self._found = _choose(catalog.discover(self._settings, self.counter), str(self.document.array))
             found = self._found.drives.get(drive.uuid)
             if found is not None and drive.uuid not in self._found.reasons:
@@ -677,6 +701,9 @@ class Engine:
     def reconnect_drive(self, proposal: Proposal, found: Found) -> None:
         """Bring a drive back as proposed just now; its LUNs begin to regenerate."""
         drive = self.document.drive_of(found.label.drive_uuid)
+        if proposal.first is not None:
+            self.carry_out(proposal.first)
+            proposal = dataclasses.replace(proposal, document=_descending(proposal.document, self.document))
         with ExitStack() as undo:
             if drive.uuid not in self._backings:
                 device = found.device
@@ -689,8 +716,7 @@ class Engine:
                 if found.reading.damage is not None:
                     self._mend(drive, device, found.reading.damage)
                 # Superblocks of new members are zeroed through the port, which is there from here on.
-                port = stack.port(proposal.document, proposal.document.drive_of(drive.uuid), device)
-                self._act_on((ReplaceTable(name=port.name, table=port.table, visible=False, flush=False),), undo)
+                self._act_on((self._port_of(proposal.document, drive, device),), undo)
             self.carry_out(proposal)
             undo.pop_all()
         self._remember()

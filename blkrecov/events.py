@@ -41,6 +41,8 @@ class EventKind(StrEnum):
     DRIVE_SET_ASIDE = "drive_set_aside"
     """It failed too often (blkrecov.flapping)."""
     DRIVE_TRUSTED = "drive_trusted"
+    FAULT_INJECTED = "fault_injected"
+    FAULT_REMOVED = "fault_removed"
     RECOVERY_QUEUED = "recovery_queued"
     RECOVERY_STARTED = "recovery_started"
     RECOVERY_PROGRESS = "recovery_progress"

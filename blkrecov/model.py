@@ -300,6 +300,40 @@ class Lun(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, members=(*self.members[:index], member, *self.members[index + 1 :]))
 
 
+class FaultKind(StrEnum):
+    """How a drive misbehaves when it is asked to. The values are the command line's options."""
+
+    AFTER = "after"
+    """It works for `value` seconds, and fails all I/O from then on. The clock begins anew whenever its port is loaded: when the
+    array is started, or the machine."""
+    ERROR_RATE = "error_rate"
+    """`value` percent of its blocks cannot be read until they are written (blkrecov.faults). They are all unreadable again when
+    its port is loaded anew."""
+    SLOW = "slow"
+    """Each I/O takes `value` milliseconds longer."""
+    DROP_WRITES = "drop_writes"
+    """Writes are acknowledged and lost. `value` is 0."""
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """A fault that was injected at a drive's port. What the array itself writes down on the drive goes past it."""
+
+    kind: FaultKind
+    value: int | float = 0
+
+    @property
+    def words(self) -> str:
+        match self.kind:
+            case FaultKind.AFTER:
+                return f"fails after {self.value} s"
+            case FaultKind.ERROR_RATE:
+                return f"{self.value:g} % of its blocks are unreadable"
+            case FaultKind.SLOW:
+                return f"each I/O takes {self.value} ms longer"
+            case FaultKind.DROP_WRITES:
+                return "loses what is written to it"
+
+
 class Drive(msgspec.Struct, frozen=True):
     """A drive as decided. `path` is where it was last found: a hint, the label on the drive is the truth."""
 
@@ -317,10 +351,17 @@ class Drive(msgspec.Struct, frozen=True):
     """When it failed or went away lately, in seconds since 1970, oldest first."""
     failing: str = ""
     """Why it is set aside: it still serves what lies on it, and is given nothing more. Empty for a drive that is well."""
+    fault: Fault | None = None
+    """Injected, and there until the drive is reconnected; also while the drive has failed or is away."""
 
     @property
     def online(self) -> bool:
         return self.status is DriveStatus.ONLINE
+
+    @property
+    def drops_writes(self) -> bool:
+        """Whether it may lack what was written to it, and no superblock or bitmap tells."""
+        return self.fault is not None and self.fault.kind is FaultKind.DROP_WRITES
 
 
 class TaskState(StrEnum):

@@ -25,6 +25,8 @@ class Proposal:
     lun: UUID | None = None
     others: frozenset[UUID] = frozenset()
     """LUNs beside that one without which it is not true."""
+    first: "Proposal | None" = None
+    """What has to be true before this is begun; it stays true should this fail."""
 
 
 def zeroed(document: Document, members: tuple[Member, ...]) -> tuple[ZeroExtent, ...]:

@@ -4,6 +4,8 @@ What becomes of each LUN on the drive:
 
     not fault tolerant        it missed nothing that was acknowledged: the drive's port is enough
     its member was replaced   nothing of it is on the drive any more
+    its drive lost writes     nobody knows which: its member is given up, and regenerated as a whole; a LUN that cannot do without
+                              keeps what it has
     its member is lost        the kernel takes it back, and regenerates what it missed by its write-intent bitmap; or all of it,
                               where the superblocks do not prove that the bitmap tells all
     it had lost too much      those that served last serve again, if they are here (blkrecov.revival); else it stays failed
@@ -11,6 +13,9 @@ What becomes of each LUN on the drive:
 The proof is in the superblocks, for dm-raid has no other identity: the freshest one calls the member failed, and the member's own
 is older. Without the first the kernel would take the member for whole, on the word of a superblock that anything may have
 (drivers/md/dm-raid.c, super_validate()); without the second it is somebody else's.
+
+A fault that was injected is taken away by it. One that loses writes stays until its members are out, in a version of the
+document of their own: nobody reads a sector that misses something.
 
 The reconnect is a task that lasts until the recoveries which it has begun are over. What cannot come online does not make it
 fail.
@@ -26,6 +31,7 @@ from blkrecov import revival, tasks
 from blkrecov.model import Document, Drive, DriveStatus, Lun, Member, MemberState, Phase, Task, TaskKind
 from blkrecov.observed import Observed
 from blkrecov.proposal import Proposal, zeroed
+from blkrecov.provision import refuse_busy
 from blkrecov.revival import Superblocks
 
 
@@ -54,8 +60,16 @@ def propose(
 
     `superblocks` has those of all members of the LUNs on the drive, as far as they can be read. Forced, a LUN comes online with
     what there is of it, even if that is not all that was written.
+
+    Raises: AnotherCallInProgress for a drive that loses writes while a task works on a LUN on it.
     """
-    online = msgspec.structs.replace(drive, status=DriveStatus.ONLINE, reason="", path=path)
+    first = None
+    if drive.drops_writes:
+        first = Proposal(
+            document=distrusted(document, drive), why=f"drive {drive.name} has lost writes: what can do without it does"
+        )
+        document = first.document
+    online = msgspec.structs.replace(drive, status=DriveStatus.ONLINE, reason="", path=path, fault=None)
     wanted = document.with_drive(online)
     number = document.next_task
     children: list[Task] = []
@@ -85,10 +99,12 @@ def propose(
     )
     for each in (task, *children):
         wanted = wanted.with_task(each)
+    word = "is without its fault" if drive.online and drive.fault is not None else "comes back"
     proposal = Proposal(
         document=wanted,
-        why=f"drive {drive.name} comes back: {'; '.join(said) or 'nothing is on it'}",
+        why=f"drive {drive.name} {word}: {'; '.join(said) or 'nothing is on it'}",
         prepare=zeroed(wanted, tuple(prepared)),
+        first=first,
     )
     return proposal, task
 
@@ -104,6 +120,33 @@ def _child(back: Return, drive: Drive, number: int) -> Task:
     return tasks.started(
         Task(id=number, kind=TaskKind.RECOVER, lun=back.lun.uuid, objects=objects, phases=tuple(phases))
     )
+
+
+def distrusted(document: Document, drive: Drive) -> Document:
+    """The array without what a drive that loses writes holds, as far as it can do without: nothing tells what is missing there.
+
+    A shadow copy whose store is there has lost its contents, unless that can be regenerated.
+    Raises: AnotherCallInProgress.
+    """
+    for lun in document.luns:
+        if drive.uuid not in lun.drives:
+            continue
+        refuse_busy(document, lun)
+        there = frozenset(index for index, member in enumerate(lun.members) if member.drive == drive.uuid)
+        without = lun.lost | lun.rebuilding | _away(document, lun) | there
+        if lun.layout.fault_tolerant and lun.layout.survives(len(lun.members), without):
+            for index in there:
+                failed = msgspec.structs.replace(lun.members[index], state=MemberState.FAILED, successor=None)
+                lun = lun.with_member(index, failed)
+        elif there and lun.shadow is not None and lun.differential and not lun.shadow.lost:
+            lost = f"its store was on drive {drive.name}, which lost writes"
+            lun = msgspec.structs.replace(lun, shadow=msgspec.structs.replace(lun.shadow, lost=lost))
+        document = document.with_lun(lun)
+    return document
+
+
+def _away(document: Document, lun: Lun) -> frozenset[int]:
+    return frozenset(index for index, member in enumerate(lun.members) if not document.drive_of(member.drive).online)
 
 
 def returned(
@@ -122,7 +165,7 @@ def returned(
         if away:
             names = ", ".join(sorted({document.drive_of(member.drive).name for member in away}))
             return Return(lun, f"stays failed: drive {names} is away", comes=False)
-        return Return(lun, "is online")
+        return Return(lun, "is online, and may have lost writes" if drive.drops_writes else "is online")
     everyone = frozenset(range(len(lun.members)))
     here = frozenset(index for index in everyone if document.drive_of(lun.members[index].drive).online)
     on_it = frozenset(index for index in everyone if lun.members[index].drive == drive.uuid)
@@ -135,13 +178,16 @@ def returned(
     # Of drives that came back before this one too, when there was nothing to regenerate their members from.
     lost = lun.lost & (here if was_dead else on_it)
     if not dead and not lost:
-        return Return(lun, "has lost nothing on it")
+        return Return(lun, "may have lost writes" if drive.drops_writes else "has lost nothing on it")
     task = document.task_on(lun.uuid)
     if task is not None:
         return Return(lun, f"is busy with task {task.id}, and can be recovered after that", comes=False)
     said = ""
     if dead:
-        verdict = revival.judge(lun, superblocks, here, force=force)
+        liars = frozenset(index for index in here if document.drive_of(lun.members[index].drive).drops_writes)
+        verdict = revival.judge(
+            lun, superblocks, here - liars - (on_it if drive.drops_writes else frozenset()), force=force
+        )
         if not verdict.trusted:
             return Return(lun, f"stays failed: {verdict.why}", comes=False)
         said = f"comes online again: {verdict.why}"
@@ -150,7 +196,7 @@ def returned(
     fresh: list[Member] = []
     for index in sorted(lost - frozenset(lun.trusted)):
         member = lun.members[index]
-        if proven(lun, index, superblocks):
+        if not drive.drops_writes and proven(lun, index, superblocks):
             lun = lun.with_member(index, msgspec.structs.replace(member, state=MemberState.RETURNING))
         else:
             # The same place, as a member that nobody knows: nothing of what lies there is believed.
@@ -158,13 +204,8 @@ def returned(
             fresh.append(anew)
             lun = lun.with_member(index, anew)
     regenerates = bool(lun.rebuilding)
-    how = (
-        "is regenerated as a whole: its superblock does not prove what it missed"
-        if fresh
-        else "regenerates what it missed"
-        if regenerates
-        else ""
-    )
+    unknown = "what it missed is not known" if drive.drops_writes else "its superblock does not prove what it missed"
+    how = f"is regenerated as a whole: {unknown}" if fresh else "regenerates what it missed" if regenerates else ""
     why = ", and ".join(words for words in (said, how) if words)
     return Return(lun, why, regenerates=regenerates, zeroed=tuple(fresh))
 

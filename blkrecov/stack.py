@@ -7,7 +7,8 @@
     plex          ...-plex                           raid on the legs; for a linear LUN, linear on the ports
     legs          ...-rmeta_N, ...-rimage_N          linear on a port; error while the member is failed; mirror while it moves
     sides         ...-rimage_N_from, _to, _log_K     linear on a port; only below a leg that moves to another drive
-    drive port    blkrecov-<array>-drive-<drive>     linear on the backing device; error while the drive is not online
+    drive port    blkrecov-<array>-drive-<drive>     linear on the backing device; error while the drive is not online; flakey,
+                                                     dust or delay where a fault is injected
 
 A LUN's node and a leg's device number stay the same while what is below changes. A leg that is replaced is a new device, with
 the new member's UUID: the kernel never sees another drive's contents under a leg that it knows (dm-raid would revive it on
@@ -34,8 +35,12 @@ from blkrecov import changes
 from blkrecov.changes import Part, Runs, divide
 from blkrecov.dm import names
 from blkrecov.dm.table import (
+    FLAKEY_LIMIT_S,
     CoreLog,
+    DelayTable,
     DiskLog,
+    DropWrites,
+    DustTable,
     ErrorTable,
     ErrorWrites,
     FlakeyTable,
@@ -52,8 +57,21 @@ from blkrecov.dm.table import (
     Table,
 )
 from blkrecov.geometry import plex_length
-from blkrecov.model import UNIT, Document, Drive, Extent, Layout, Lun, Member, MemberState, Restore, Successor
-from blkrecov.units import MIB, SECTOR, Sectors, sectors
+from blkrecov.model import (
+    UNIT,
+    Document,
+    Drive,
+    Extent,
+    Fault,
+    FaultKind,
+    Layout,
+    Lun,
+    Member,
+    MemberState,
+    Restore,
+    Successor,
+)
+from blkrecov.units import KIB, MIB, SECTOR, Sectors, sectors
 
 # KiB/s per leg: as little as md takes. A synchronisation then does its first 128 KiB (drivers/md/md.c, md_do_sync(): the speed
 # is looked at after so much) and next to nothing after that. The message "frozen" would stop it dead, but not on every kernel:
@@ -74,6 +92,9 @@ LOG_LENGTH: Final = Sectors(UNIT // PARTS)
 # As above, for each of the parts of a restore: of these there may be more (changes.divide()).
 COPY_LOG_LENGTH: Final = Sectors(UNIT // 32)
 META_COPY_REGION: Final = Sectors(MIB // SECTOR // 8)
+
+# What a medium with unreadable sectors cannot read at a time, in bytes.
+BAD_BLOCK: Final = 4 * KIB
 
 # What compares a restored LUN with its source, bottom to top.
 COMPARISON: Final = ("compare_from", "compare_to", "compare")
@@ -136,11 +157,27 @@ def port(document: Document, drive: Drive, backing: str | None) -> Device:
     """The drive port. `backing` is the device that holds the drive's sectors, None while there is none."""
     length = sectors(drive.size)
     if drive.online and backing is not None:
-        table = LinearTable(segments=(Segment(device=backing, offset=Sectors(0), length=length),)).render()
+        table = _served(Segment(device=backing, offset=Sectors(0), length=length), drive.fault)
     else:
         table = ErrorTable(length=length).render()
     name = names.drive_name(document.name, drive.name)
     return Device(name=name, uuid=names.dm_uuid(drive.uuid, "drive"), layer=Layer.PORT, owner=drive.uuid, table=table)
+
+
+def _served(segment: Segment, fault: Fault | None) -> Table:
+    """A drive's sectors, as well as its fault lets them be had."""
+    match fault:
+        case None:
+            return LinearTable(segments=(segment,)).render()
+        case Fault(kind=FaultKind.AFTER, value=value):
+            return FlakeyTable(source=segment, up_s=int(value), down_s=FLAKEY_LIMIT_S - int(value)).render()
+        case Fault(kind=FaultKind.ERROR_RATE):
+            return DustTable(source=segment, block=BAD_BLOCK).render()
+        case Fault(kind=FaultKind.SLOW, value=value):
+            return DelayTable(source=segment, read_ms=int(value), write_ms=int(value)).render()
+        case Fault(kind=FaultKind.DROP_WRITES):
+            return FlakeyTable(source=segment, up_s=0, down_s=1, features=(DropWrites(),)).render()
+    raise AssertionError(fault)
 
 
 def parts(length: int) -> tuple[Part, ...]:

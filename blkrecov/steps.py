@@ -10,7 +10,7 @@ from uuid import UUID
 
 from blkrecov.dm.table import Table
 from blkrecov.model import Document, Extent
-from blkrecov.stack import Device
+from blkrecov.stack import BAD_BLOCK, Device
 from blkrecov.units import Sectors, format_size, in_bytes
 
 
@@ -137,6 +137,18 @@ class Revive:
     def lines(self) -> tuple[str, ...]:
         legs = ", ".join(map(str, self.legs))
         return (f"suspend and resume {self.name}, so that it takes leg {legs} back",)
+
+
+@dataclass(frozen=True, slots=True)
+class MarkUnreadable:
+    """Have a drive's port, which is a dust target, fail reads of these blocks until they are written."""
+
+    name: str
+    blocks: tuple[int, ...]
+    """Their numbers, in blocks of stack.BAD_BLOCK bytes from the drive's start on."""
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"have {self.name} fail reads of {len(self.blocks)} blocks of {format_size(BAD_BLOCK)}",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +329,7 @@ Step: TypeAlias = (
     | ThawFilesystems
     | SettleFailures
     | Revive
+    | MarkUnreadable
     | RemoveDevice
     | RenameDevice
     | ZeroExtent

@@ -133,6 +133,7 @@ def drive_view(document: Document, drive: Drive) -> Json:
         "failing": drive.failing or None,
         "failures": len(drive.failures),
         "hot_spare": drive.hot_spare,
+        "fault": {"kind": drive.fault.kind.value, "value": drive.fault.value} if drive.fault is not None else None,
         "regions": regions(document, drive),
     }
 

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 import click
+import msgspec
 
 from blkrecov import provision, views
 from blkrecov.array import Array
 from blkrecov.cli.common import common, opened, options, say, show_json, show_plan, table
 from blkrecov.cli.task import follow, run, tell_all
-from blkrecov.model import Drive, Task
+from blkrecov.model import Drive, Fault, FaultKind, Task
 from blkrecov.units import format_size, parse_size
 from blkrecov.views import Json
 
@@ -81,18 +82,44 @@ def show(name: str) -> None:
 
 @group.command("fail")
 @click.argument("name")
+@click.option("--after", type=int, metavar="SECONDS", help="It works for so long, and fails all I/O from then on.")
+@click.option(
+    "--error-rate", type=float, metavar="PERCENT", help="So much of it cannot be read until it is written again."
+)
+@click.option("--slow", type=int, metavar="MS", help="Each I/O takes so many milliseconds longer.")
+@click.option("--drop-writes", is_flag=True, help="Writes are acknowledged and lost; reads go on.")
 @click.option("--plan", is_flag=True, help="Show the steps and take none.")
 @common
-def fail(name: str, plan: bool) -> None:
-    """Let a drive fail: from now on all I/O to it ends in an error, and LUNs go on without it."""
+def fail(
+    name: str, after: int | None, error_rate: float | None, slow: int | None, drop_writes: bool, plan: bool
+) -> None:
+    """Let a drive fail: from now on all I/O to it ends in an error, and LUNs go on without it.
+
+    With one of --after, --error-rate, --slow and --drop-writes it stays online and misbehaves, for the array to find out. In
+    every case the way back is: blkrecov drive reconnect NAME
+    """
+    fault = _fault(after, error_rate, slow, drop_writes)
     with opened() as array:
         if plan:
-            show_plan(array.plan(array.propose_fail(name)))
+            show_plan(array.plan(array.propose_fault(name, fault) if fault else array.propose_fail(name)))
             return
-        drive = array.fail_drive(name)
+        drive = array.inject_fault(name, fault) if fault else array.fail_drive(name)
         if options().json:
             show_json(view(array, drive))
-        say(f"drive {drive.name} has failed")
+        say(f"drive {drive.name}: {fault.words}" if fault else f"drive {drive.name} has failed")
+
+
+def _fault(after: int | None, error_rate: float | None, slow: int | None, drop_writes: bool) -> Fault | None:
+    given = {
+        FaultKind.AFTER: after,
+        FaultKind.ERROR_RATE: error_rate,
+        FaultKind.SLOW: slow,
+        FaultKind.DROP_WRITES: 0 if drop_writes else None,
+    }
+    faults = [Fault(kind, value) for kind, value in given.items() if value is not None]
+    if len(faults) > 1:
+        raise click.UsageError("give one of --after, --error-rate, --slow and --drop-writes")
+    return faults[0] if faults else None
 
 
 @group.command("replace")
@@ -137,6 +164,8 @@ def reconnect(name: str, path: str | None, force: bool, no_wait: bool, plan: boo
     Its LUNs come online, as far as they can; members regenerate what they missed, by the kernel's bitmap where that tells all. A
     LUN that had lost too much comes online when those members are back that served last. With --force it does without them:
     what only they were written is lost, and what lies beside that may not fit. Look at its file systems then.
+
+    A fault that was injected with drive fail is taken away.
     """
     with opened() as array:
         proposal, task, found = array.propose_reconnect(name, path, force=force)
@@ -224,11 +253,15 @@ def show_table(drives: Sequence[Json]) -> None:
                 format_size(drive["size"]),
                 format_size(drive["free"]),
                 " ".join(dict.fromkeys(row["lun"] for row in drive["regions"] if row["lun"])),
-                "\n".join(line for line in (drive["path"], drive["reason"], drive["failing"]) if line),
+                "\n".join(line for line in (drive["path"], drive["reason"], drive["failing"], _words(drive)) if line),
             )
             for drive in drives
         ],
     )
+
+
+def _words(drive: Json) -> str:
+    return msgspec.convert(drive["fault"], Fault).words if drive["fault"] else ""
 
 
 def _map(drive: Json, width: int = 72) -> str:

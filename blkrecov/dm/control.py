@@ -173,6 +173,11 @@ class Control:
         """The target types that are loaded; others may be there as modules."""
         return decode_versions(self._call("LIST_VERSIONS").data)
 
+    def require(self, kind: str) -> None:
+        """Have a target type there, loading its module as a table that names it would. Raises: TargetMissing."""
+        if kind not in self.targets():
+            self._bring_target(kind)
+
     def devices(self) -> tuple[DeviceEntry, ...]:
         """Every device of the machine, ours or not."""
         reply = self._call("LIST_DEVICES", flags=Flag.UUID)
@@ -325,7 +330,7 @@ class Control:
     def message(self, name: str, sector: Sectors, text: str) -> str:
         """Send a target its message, and give its answer, which most do not have. sector picks the target.
 
-        An answer that outgrows the buffer sends the message again: no target that we speak to answers at all.
+        An answer that outgrows the buffer sends the message again: those that we get are a line at most.
         """
         reply = self._call("TARGET_MSG", name, payload=encode_message(sector, text))
         return reply.data.partition(b"\0")[0].decode() if reply.flags & Flag.DATA_OUT else ""
@@ -443,13 +448,13 @@ class Control:
         there = self.targets()
         return tuple(sorted({line.kind for line in table} - there.keys()))
 
-    def _bring_target(self, kind: str, refused: KernelRefused) -> None:
-        """The kernel has asked for "dm-KIND" by itself, through /proc/sys/kernel/modprobe; that can be switched off."""
+    def _bring_target(self, kind: str, refused: KernelRefused | None = None) -> None:
+        """At a load the kernel asks for "dm-KIND" by itself, through /proc/sys/kernel/modprobe; that can be switched off."""
         module = _MODULES.get(kind, f"dm-{kind}")
         with suppress(FileNotFoundError, subprocess.TimeoutExpired):
             subprocess.run(["modprobe", "--quiet", module], check=False, timeout=30, stdin=subprocess.DEVNULL)
         if kind not in self.targets():
-            raise TargetMissing(kind, module, refused.log) from refused
+            raise TargetMissing(kind, module, refused.log if refused else ()) from refused
 
 
 def node(name: str) -> Path:

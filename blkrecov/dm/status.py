@@ -250,6 +250,28 @@ def parse_snapshot(params: str) -> SnapshotStatus:
             raise MalformedStatus(params, "words are missing at its end")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DustStatus:
+    """`fails`: the blocks that it was told of fail reads. `quiet`: it logs nothing of that."""
+
+    fails: bool
+    quiet: bool
+
+
+def parse_dust(params: str) -> DustStatus:
+    """Read the status words of a dm-dust target.
+
+    Shape:   7:0 bypass verbose, or 7:0 fail_read_on_bad_block quiet.
+    Raises:  MalformedStatus, holding the text, for a missing or unreadable word.
+    Kernel:  drivers/md/dm-dust.c, dust_status().
+    """
+    match params.split():
+        case [_, "bypass" | "fail_read_on_bad_block" as mode, "verbose" | "quiet" as log, *_]:
+            return DustStatus(fails=mode != "bypass", quiet=log == "quiet")
+        case _:
+            raise MalformedStatus(params, "these are not a dust target's words")
+
+
 def _word(kind: type[_Word], word: str, params: str) -> _Word:
     try:
         return kind(word)

@@ -140,11 +140,14 @@ class CorruptByte:
         return ("corrupt_bio_byte", str(self.nth), "w" if self.writes else "r", str(self.value), "0")
 
 
+FLAKEY_LIMIT_S: Final = 2**32 - 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlakeyTable:
     """In turns, from its load on: works for up_s seconds, misbehaves for down_s. Without features all I/O fails then.
 
-    Kernel: drivers/md/dm-flakey.c, flakey_ctr()
+    Together the two are at most FLAKEY_LIMIT_S. Kernel: drivers/md/dm-flakey.c, flakey_ctr()
     """
 
     source: Segment
@@ -155,6 +158,10 @@ class FlakeyTable:
     def __post_init__(self) -> None:
         _require(self.up_s >= 0 and self.down_s >= 0, "the up and down times cannot be negative")
         _require(self.up_s + self.down_s > 0, "the up and down times cannot both be zero")
+        _require(
+            self.up_s + self.down_s <= FLAKEY_LIMIT_S,
+            f"the up and down times are more than {FLAKEY_LIMIT_S} s together",
+        )
         kinds = {type(feature) for feature in self.features}
         _require(len(kinds) == len(self.features), "a flakey feature is given twice")
         _require(not {DropWrites, ErrorWrites} <= kinds, "writes are either dropped or failed")
@@ -181,6 +188,23 @@ class DelayTable:
     def render(self) -> Table:
         place = (self.source.device, str(self.source.offset))
         return _single(self.source.length, "delay", *place, str(self.read_ms), *place, str(self.write_ms))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DustTable:
+    """A medium with unreadable blocks of `block` bytes. Which they are it is told by messages, after its load.
+
+    Every I/O is cut into single blocks. Kernel: drivers/md/dm-dust.c, dust_ctr() and dust_message()
+    """
+
+    source: Segment
+    block: int
+
+    def __post_init__(self) -> None:
+        _require(_is_power_of_two(self.block) and self.block >= 512, f"{self.block} bytes are no block of a medium")
+
+    def render(self) -> Table:
+        return _single(self.source.length, "dust", self.source.device, str(self.source.offset), str(self.block))
 
 
 @unique

@@ -24,12 +24,14 @@ from blkrecov.dm.events import EventWatcher
 from blkrecov.dm.status import LegHealth, SnapshotUsage, parse_mirror, parse_raid, parse_snapshot
 from blkrecov.dm.sync import SyncStart, data_legs
 from blkrecov.dm.table import (
+    FLAKEY_LIMIT_S,
     CoreLog,
     CorruptByte,
     CowStore,
     DelayTable,
     DiskLog,
     DropWrites,
+    DustTable,
     ErrorTable,
     ErrorWrites,
     FlakeyTable,
@@ -272,6 +274,15 @@ def test_a_missing_target_names_its_module(bench: Bench) -> None:
     assert not bench.control.info(name).suspended
 
 
+def test_a_target_is_there_before_a_table_needs_it(bench: Bench) -> None:
+    """Its module is loaded by the asking, or is named."""
+    bench.control.require("dust")
+    assert "dust" in bench.control.targets()
+    with pytest.raises(TargetMissing) as caught:
+        bench.control.require("zork")
+    assert "dm-zork" in caught.value.remedy
+
+
 def test_a_resume_that_fails_leaves_the_device_suspended_and_says_so(bench: Bench) -> None:
     """The new table is live by then. A metadata device too small for the bitmap is found out only at the resume."""
     legs = bench.legs(2, meta=Sectors(8))
@@ -364,7 +375,9 @@ def test_every_other_table_is_accepted(bench: Bench) -> None:
     for table in (
         ErrorTable(length=SIZE).render(),
         DelayTable(source=source, read_ms=0, write_ms=1).render(),
+        DustTable(source=source, block=4096).render(),
         FlakeyTable(source=source, up_s=0, down_s=1).render(),
+        FlakeyTable(source=source, up_s=30, down_s=FLAKEY_LIMIT_S - 30).render(),
         FlakeyTable(source=source, up_s=1, down_s=1, features=(ErrorWrites(),)).render(),
         FlakeyTable(source=source, up_s=1, down_s=1, features=(DropWrites(), CorruptByte(nth=1, value=2))).render(),
         MirrorTable(parts=(MirrorPart(length=SIZE, log=disk, legs=legs),)).render(),

@@ -22,6 +22,7 @@ from blkrecov.steps import (
     Export,
     ForceResync,
     FreezeFilesystems,
+    MarkUnreadable,
     RemoveDevice,
     RenameDevice,
     ReplaceTable,
@@ -61,6 +62,7 @@ class Machine:
     read_only: set[str] = field(default_factory=set)
     invalid: set[str] = field(default_factory=set)
     frozen: tuple[str, ...] = ()
+    unreadable: set[str] = field(default_factory=set)
     superblocks: dict[Place, Superblock] = field(default_factory=dict)
     made: int = 0
 
@@ -131,6 +133,9 @@ class Machine:
         if device.table and device.table[0].kind == "snapshot":
             words = "Invalid" if device.name in self.invalid else "16/32768 16"
             return (replace(device.table[0], params=words),)
+        if device.table and device.table[0].kind == "dust":
+            mode = "fail_read_on_bad_block quiet" if device.name in self.unreadable else "bypass verbose"
+            return (replace(device.table[0], params=f"7:0 {mode}"),)
         if device.name not in self.plexes or not device.table or device.table[0].kind != "raid":
             return ()
         kind, letters = device.table[0].params.split()[0], "".join(self.plexes[device.name].letters)
@@ -176,6 +181,9 @@ class Machine:
             case Suspend():
                 assert self.devices[step.name].table, "there is nothing to suspend"
                 self.change(step.name, suspended=True)
+            case MarkUnreadable():
+                assert self.devices[step.name].table[0].kind == "dust", "the kernel knows no such message"
+                self.unreadable.add(step.name)
             case FreezeFilesystems():
                 assert not self.frozen, "frozen twice"
                 self.frozen = step.devices
@@ -254,6 +262,7 @@ class Machine:
         if table[0].kind == "raid":
             self._load_raid(name, table[0].params.split())
         self.devices[name] = live
+        self.unreadable.discard(name)
 
     def _refuse_short(self, line: TargetLine) -> None:
         """The kernel looks at a table's devices when it is loaded, and never again."""

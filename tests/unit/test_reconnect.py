@@ -6,13 +6,26 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from blkrecov import provision, reconnect, tasks
+from blkrecov import faults, provision, reconnect, tasks
 from blkrecov.dm.superblock import Superblock
-from blkrecov.errors import Cancelled, ObjectFailed
-from blkrecov.model import Document, DriveStatus, Layout, Lun, MemberState, Phase, Task, TaskKind, TaskState
+from blkrecov.errors import AnotherCallInProgress, Cancelled, ObjectFailed
+from blkrecov.model import (
+    Document,
+    DriveStatus,
+    Fault,
+    FaultKind,
+    Layout,
+    Lun,
+    MemberState,
+    Phase,
+    Task,
+    TaskKind,
+    TaskState,
+)
 from blkrecov.observed import Observed
+from blkrecov.proposal import Proposal
 from blkrecov.steps import ZeroExtent
-from tests.unit.arrays import FAULT_TOLERANT, drive, drives, uuids, with_lun, with_states
+from tests.unit.arrays import FAULT_TOLERANT, drive, drives, uuids, with_lun, with_shadow, with_states
 
 LOST = MemberState.FAILED
 GOOD = MemberState.IN_SYNC
@@ -417,3 +430,79 @@ def test_a_recovery_that_fails_is_told_and_fails_nothing() -> None:
         "recovery of a deleted LUN failed: LUN 'w' lost too many members; "
         f"recovery of a deleted LUN cancelled: {Cancelled('the task was cancelled').message}"
     )
+
+
+# A drive that loses writes.
+
+
+def lying(document: Document, name: str = "d1") -> Document:
+    return faults.propose(document, name, Fault(FaultKind.DROP_WRITES)).document
+
+
+def proposed(document: Document, superblocks: Superblocks | None = None) -> tuple[Proposal, Task]:
+    return reconnect.propose(document, Observed(), document.drive("d1"), "/srv/d1", superblocks or {}, uuids(0x9000))
+
+
+@pytest.mark.parametrize("fault", [Fault(FaultKind.AFTER, 3), Fault(FaultKind.ERROR_RATE, 1), Fault(FaultKind.SLOW, 5)])
+def test_a_reconnect_takes_a_fault_away(fault: Fault) -> None:
+    """What the kernel gave up because of it comes back as after any failure; the rest has lost nothing."""
+    proposal, _ = proposed(faults.propose(whole(), "d1", fault).document)
+    assert proposal.first is None
+    assert proposal.document.drive("d1").fault is None
+    assert proposal.document.lun("v") == whole().lun("v")
+    assert proposal.why == "drive d1 is without its fault: v has lost nothing on it"
+
+
+@pytest.mark.parametrize("layout", FAULT_TOLERANT)
+def test_what_lost_writes_is_out_before_its_drive_is_sound_again(layout: Layout) -> None:
+    """The first version of the document keeps the fault, and does without the member; the second regenerates all of it."""
+    document = lying(whole(layout))
+    before = document.lun("v").members[1]
+    proposal, task = proposed(document)
+    assert proposal.first is not None
+    assert proposal.first.document.drive("d1") == document.drive("d1")
+    assert states(proposal.first.document.lun("v")) == [LOST if index == 1 else GOOD for index in range(layout.minimum)]
+    after = proposal.document.lun("v").members[1]
+    assert proposal.document.drive("d1").fault is None
+    assert (after.state, after.uuid != before.uuid, after.data) == (REBUILDING, True, before.data)
+    assert proposal.prepare == (ZeroExtent("/dev/mapper/blkrecov-lab-drive-d1", before.meta[0]),)
+    assert len(task.children) == 1
+
+
+def test_no_superblock_proves_what_was_lost_silently() -> None:
+    """The drive lost writes first, and failed after that: the bitmap tells what it missed since."""
+    document = without(lying(whole()), "d1")
+    proposal, _ = proposed(document, remembered(document.lun("v"), 1))
+    assert states(proposal.document.lun("v")) == [GOOD, REBUILDING]
+    assert "v is regenerated as a whole: what it missed is not known" in proposal.why
+
+
+def test_the_last_copy_is_kept_with_what_it_has() -> None:
+    """There is nothing to regenerate it from."""
+    document = without(lying(whole()), "d0")
+    proposal, task = proposed(document)
+    assert proposal.document.lun("v") == document.lun("v")
+    assert (task.children, task.message) == ((), "v may have lost writes")
+
+
+def test_a_lun_without_redundancy_is_told_that_it_may_have_lost_writes() -> None:
+    """It is online, and nobody knows more."""
+    document = lying(with_lun(drives(2), Layout.LINEAR, on=("d1",))[0])
+    assert proposed(document)[1].message == "v is online, and may have lost writes"
+
+
+def test_a_shadow_copy_whose_store_lost_writes_is_lost() -> None:
+    """What it would show was overwritten on the origin, and never saved."""
+    document, _ = with_shadow(with_lun(drives(2), Layout.LINEAR, on=("d0",))[0], on=("d1",))
+    shadow = proposed(lying(document))[0].document.lun("s").shadow
+    assert shadow is not None
+    assert shadow.lost == "its store was on drive d1, which lost writes"
+
+
+def test_a_fault_that_loses_writes_stays_while_a_task_works_on_its_members() -> None:
+    """A task would go on with a member that is not there any more."""
+    document = lying(whole())
+    lun = document.lun("v").uuid
+    busy = document.with_task(Task(id=1, kind=TaskKind.SCRUB, lun=lun, objects=("v",), state=TaskState.IN_PROGRESS))
+    with pytest.raises(AnotherCallInProgress):
+        proposed(busy)

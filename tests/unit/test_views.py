@@ -481,7 +481,7 @@ def test_a_drive_has_every_key_that_others_rely_on() -> None:
     document, _ = mirror()
     view = views.drive_view(document, document.drive("d0"))
     assert view.keys() >= DRIVE
-    assert view.keys() - DRIVE == {"reason", "health", "failing", "failures"}
+    assert view.keys() - DRIVE == {"reason", "health", "failing", "failures", "fault"}
     assert all(row.keys() == REGION for row in view["regions"])
     assert {key: view[key] for key in DRIVE - {"regions"}} == {
         "name": "d0",

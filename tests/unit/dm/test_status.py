@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blkrecov.dm.status import (
+    DustStatus,
     Journal,
     LegHealth,
     LogHealth,
@@ -18,6 +19,7 @@ from blkrecov.dm.status import (
     SnapshotTrouble,
     SnapshotUsage,
     SyncAction,
+    parse_dust,
     parse_mirror,
     parse_raid,
     parse_snapshot,
@@ -135,9 +137,22 @@ def test_parse_snapshot_reads_the_phrases(trouble: SnapshotTrouble) -> None:
     assert parse_snapshot(trouble.value) is trouble
 
 
+@pytest.mark.parametrize(
+    ("words", "fails", "quiet"),
+    [
+        ("7:0 bypass verbose", False, False),
+        ("7:0 bypass quiet", False, True),
+        ("7:0 fail_read_on_bad_block quiet", True, True),
+    ],
+)
+def test_parse_dust_reads_both_switches(words: str, fails: bool, quiet: bool) -> None:
+    """As Linux 6.1 prints it, target 1.0.0."""
+    assert parse_dust(words) == DustStatus(fails=fails, quiet=quiet)
+
+
 @given(st.text(alphabet="raid1 2Aa-D/0idlecore\u0662", max_size=60))
 def test_any_text_is_read_or_refused(text: str) -> None:
     """A surprise from a new kernel is one kind of error, never an IndexError somewhere below."""
-    for parse in (parse_raid, parse_mirror, parse_snapshot):
+    for parse in (parse_raid, parse_mirror, parse_snapshot, parse_dust):
         with suppress(MalformedStatus):
             parse(text)

@@ -13,6 +13,7 @@ from blkrecov.dm.table import (
     DelayTable,
     DiskLog,
     DropWrites,
+    DustTable,
     ErrorTable,
     ErrorWrites,
     FlakeyTable,
@@ -78,6 +79,27 @@ def test_delay_names_the_device_for_reads_and_for_writes() -> None:
     """With three words writes would be as slow as reads."""
     (line,) = DelayTable(source=SOURCE, read_ms=0, write_ms=20).render()
     assert line.params == "253:7 8 0 253:7 8 20"
+
+
+def test_dust_is_told_its_block_size() -> None:
+    """Its bad blocks come as messages, and are in no table."""
+    (line,) = DustTable(source=SOURCE, block=4096).render()
+    assert line.kind == "dust"
+    assert line.params == "253:7 8 4096"
+
+
+@pytest.mark.parametrize("block", [0, 256, 1000])
+def test_dust_blocks_are_sectors_in_powers_of_two(block: int) -> None:
+    """Kernel: drivers/md/dm-dust.c, dust_ctr()"""
+    with pytest.raises(InvalidArgument):
+        DustTable(source=SOURCE, block=block)
+
+
+def test_flakey_counts_both_times_in_32_bits() -> None:
+    """The kernel adds them up, and refuses a sum that begins again at zero."""
+    assert FlakeyTable(source=SOURCE, up_s=30, down_s=2**32 - 31).render()[0].params == "253:7 8 30 4294967265 0"
+    with pytest.raises(InvalidArgument):
+        FlakeyTable(source=SOURCE, up_s=30, down_s=2**32 - 30)
 
 
 def test_raid1_has_chunk_zero() -> None:
