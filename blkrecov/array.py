@@ -15,9 +15,22 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from blkrecov import catalog, flapping, pressure, reconnect, recover, replace, schedule, scrub, shadows, tasks, turns
+from blkrecov import (
+    catalog,
+    flapping,
+    mounting,
+    pressure,
+    reconnect,
+    recover,
+    replace,
+    schedule,
+    scrub,
+    shadows,
+    tasks,
+    turns,
+)
 from blkrecov.catalog import Discovered
-from blkrecov.condition import fills_up
+from blkrecov.condition import fills_up, state_of
 from blkrecov.converge import Group, converge, converge_ports, take_note
 from blkrecov.dm import counters, names
 from blkrecov.dm.events import EventWatcher
@@ -44,6 +57,7 @@ from blkrecov.model import (
     DriveStatus,
     Fault,
     Lun,
+    LunStatus,
     MemberState,
     Phase,
     Task,
@@ -93,6 +107,8 @@ class Array(Restoring):
             self._set_limits()
         super().assemble()
         self._tell_losses(before)
+        if before.running == catalog.boot_id():  # Else the machine is starting, and mounts by itself.
+            self._mount_again(before)
         self._lift_limits()
         for task in self.document.tasks:
             if not task.state.ended:
@@ -193,6 +209,10 @@ class Array(Restoring):
             self.reconnect_drive(dataclasses.replace(proposal, document=document), found)
             self._tell_losses(before)
             self._note()
+        if said := self._mount_again(before):
+            task = self.document.task(task.id)
+            task = msgspec.structs.replace(task, message="; ".join((task.message, *said)))
+            self.store(self._accounted(self.document, task))
         self._tell("started", proposal.why, task=task, drive=task.objects[0])
         self._set_limits()
         return self.advance(task.id)
@@ -787,6 +807,27 @@ class Array(Restoring):
                 self._tell(
                     "member_failed", message, lun=lun.name, drive=name, remedy=f"run: blkrecov recover {lun.name}"
                 )
+
+    def _mount_again(self, before: Document) -> list[str]:
+        """The file systems on LUNs that had failed in an earlier version of the document, and are online now: what was done.
+
+        For that the lock is held, half a minute at most.
+        """
+        said: list[str] = []
+        failed = reconnect.failed(before)
+        deadline = time.monotonic() + mounting.PATIENCE_S
+        for lun in self.document.luns:
+            shown = self.shown(lun) if lun.uuid in failed else None
+            if shown is None or state_of(self.document, self.observed, lun)[0] is not LunStatus.ONLINE:
+                continue
+            try:
+                for found in mounting.bring_back(shown, deadline - time.monotonic()):
+                    words = "is mounted again" if found.outcome is mounting.Outcome.AGAIN else "is of no use yet"
+                    said.append(f"{found.path} ({found.fstype}) of LUN {lun.name} {words}: {found.why}")
+                    self._tell(found.outcome, said[-1], lun=lun.name, remedy=found.remedy)
+            except (BlkrecovError, OSError) as error:
+                log.warning("what was mounted from LUN %s could not be looked after: %s", lun.name, error)
+        return said
 
     def _tell_filling(self) -> None:
         """A store that fills up is told once, while there is time to give it more room."""

@@ -43,6 +43,10 @@ class EventKind(StrEnum):
     DRIVE_TRUSTED = "drive_trusted"
     FAULT_INJECTED = "fault_injected"
     FAULT_REMOVED = "fault_removed"
+    MOUNTED_AGAIN = "mounted_again"
+    """A mount point of a LUN that had failed."""
+    MOUNT_LEFT = "mount_left"
+    """One that is of no use still."""
     RECOVERY_QUEUED = "recovery_queued"
     RECOVERY_STARTED = "recovery_started"
     RECOVERY_PROGRESS = "recovery_progress"
@@ -101,6 +105,7 @@ _TROUBLE: Final = frozenset(
         EventKind.MEMBER_FAILED,
         EventKind.DRIVE_FAILED,
         EventKind.DRIVE_SET_ASIDE,
+        EventKind.MOUNT_LEFT,
         EventKind.RECOVERY_FAILED,
         EventKind.RECOVERY_IMPOSSIBLE,
         EventKind.SCRUB_FAILED,

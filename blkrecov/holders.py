@@ -46,6 +46,41 @@ def holders(node: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(named))
 
 
+def users(points: tuple[str, ...]) -> tuple[str, ...]:
+    """Processes that have something open on or below one of these paths, or are there. Touches no file below them.
+
+    Without root's rights only one's own processes are seen.
+    """
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        links = (
+            process / "cwd",
+            process / "root",
+            process / "exe",
+            *_links(process / "fd"),
+            *_links(process / "map_files"),
+        )
+        if any(_is_below(link, points) for link in links):
+            name = next(_lineage(int(process.name)), "ended")
+            found.append(f"process {process.name} ({name})")
+    return tuple(found)
+
+
+def _links(directory: Path) -> tuple[Path, ...]:
+    try:
+        return tuple(directory.iterdir())
+    except OSError:
+        return ()  # The process has ended.
+
+
+def _is_below(link: Path, points: tuple[str, ...]) -> bool:
+    try:
+        path = link.readlink()
+    except OSError:
+        return False  # Closed since it was listed; a thread of the kernel has none.
+    return any(path.is_relative_to(point) for point in points)
+
+
 @contextmanager
 def claimed(node: str) -> Iterator[None]:
     """Keeps a device claimed for the caller, as a mount would.

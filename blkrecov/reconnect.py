@@ -245,6 +245,16 @@ def proven(lun: Lun, index: int, superblocks: Superblocks) -> bool:
     return bool(freshest.failed >> index & 1) and own.events < freshest.events and own.recovery_offset is None
 
 
+def failed(document: Document) -> frozenset[UUID]:
+    """The LUNs that have lost more than they can do without, by the document alone; shadow copies with their origins."""
+    lost = set()
+    for lun in document.luns:
+        away = {index for index, member in enumerate(lun.members) if not document.drive_of(member.drive).online}
+        if not lun.layout.survives(len(lun.members), lun.lost | lun.rebuilding | away):
+            lost.add(lun.uuid)
+    return frozenset(lost | {lun.uuid for lun in document.luns if lun.shadow is not None and lun.shadow.origin in lost})
+
+
 def taken_back(lun: Lun, failed: frozenset[int]) -> Lun:
     """The LUN after the kernel was asked to take members back; `failed` are those that it did not take."""
     lun = msgspec.structs.replace(lun, trusted=())

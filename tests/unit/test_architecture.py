@@ -32,7 +32,7 @@ _PURE = """
     page83.information
 """
 _ACTS = """
-    actor bell catalog events freeze holders observer pressure settings journal surroundings
+    actor bell catalog events freeze holders mounting observer pressure settings journal surroundings
     dm.control dm.events dm.kmsg dm.speed dm.sync dm.counters drives.loop drives.probe drives.raw drives.scan drives.store
     drives.holes page83.export page83.sysfs page83.udev page83.lun_information
 """

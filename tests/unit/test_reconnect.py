@@ -506,3 +506,21 @@ def test_a_fault_that_loses_writes_stays_while_a_task_works_on_its_members() -> 
     busy = document.with_task(Task(id=1, kind=TaskKind.SCRUB, lun=lun, objects=("v",), state=TaskState.IN_PROGRESS))
     with pytest.raises(AnotherCallInProgress):
         proposed(busy)
+
+
+def test_a_lun_has_failed_when_its_drives_are_more_than_it_can_do_without() -> None:
+    """By the document alone: before the array is opened nothing else is known."""
+    plain, mirror = whole(Layout.LINEAR), whole(Layout.RAID1)
+    assert reconnect.failed(plain) == frozenset()
+    assert reconnect.failed(without(plain, "d0")) == {plain.lun("v").uuid}
+    assert reconnect.failed(without(plain, "d5")) == frozenset()
+    assert reconnect.failed(without(mirror, "d0")) == frozenset()
+    gone = msgspec.structs.replace(mirror.drive("d1"), status=DriveStatus.REMOVED)
+    assert reconnect.failed(without(mirror, "d0").with_drive(gone)) == {mirror.lun("v").uuid}
+
+
+def test_a_shadow_copy_has_failed_with_its_origin() -> None:
+    document, lun = with_shadow(whole(Layout.LINEAR))
+    origin = document.lun("v")
+    lost = without(document, *(document.drive_of(drive).name for drive in origin.drives))
+    assert reconnect.failed(lost) >= {origin.uuid, lun.uuid}
