@@ -110,6 +110,7 @@ class Array(Restoring):
         if before.running == catalog.boot_id():  # Else the machine is starting, and mounts by itself.
             self._mount_again(before)
         self._lift_limits()
+        self.objects()
         for task in self.document.tasks:
             if not task.state.ended:
                 self._take_up(task)
@@ -215,7 +216,9 @@ class Array(Restoring):
             self.store(self._accounted(self.document, task))
         self._tell("started", proposal.why, task=task, drive=task.objects[0])
         self._set_limits()
-        return self.advance(task.id)
+        task = self.advance(task.id)
+        self.objects(task)
+        return task
 
     def luns_on(self, drive: str) -> tuple[str, ...]:
         """The LUNs that have a member on a drive, the most endangered first."""
@@ -315,6 +318,7 @@ class Array(Restoring):
             if task.kind not in COPIES:
                 self.observe()  # A restore's steps leave what they have seen last.
         if task.state.ended:
+            self.objects(task)
             self._give_turns()
         return self.document.task(number)
 
@@ -534,6 +538,7 @@ class Array(Restoring):
                 with suppress(Cancelled, CancelTooLate):
                     self.cancel(child.id)
             self.store(self._accounted(self.document, stopped))
+            self.objects(stopped)
             self._tell("cancelled", f"drive {task.objects[0]} stays online, its reconnect was cancelled", task=stopped)
             return self.document.task(number)
         if task.kind in COPIES:
@@ -553,6 +558,7 @@ class Array(Restoring):
                 self._stop_check(lun)
         self.store(self._accounted(document, stopped))
         self._run(converge(self.document, self.observe()))
+        self.objects(stopped)
         self._tell("cancelled", f"{task.kind.value} of LUN {lun.name} was cancelled", task=stopped)
         self._give_turns()
         return self.document.task(number)
@@ -606,6 +612,7 @@ class Array(Restoring):
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         task = self.advance(number)
+        self.tell_objects()
         ripe_before = False
         with EventWatcher() as events:
             while not task.state.ended:
@@ -622,6 +629,7 @@ class Array(Restoring):
                 if ripe:
                     self.catch_up()
                     self.advance_all()
+                    self.tell_objects()
                     task = self.document.task(number)
                 if deadline is not None and not task.state.ended and time.monotonic() >= deadline:
                     raise TimedOut(
@@ -759,6 +767,7 @@ class Array(Restoring):
         self.advance_all()
         self._scrub_by_itself(int(now))
         self._tell_filling()
+        self.tell_objects()
 
     def _note(self, *, settle: bool = True) -> bool:
         """Write down what was lost, before it is done without; and tell it. Whether there was anything."""

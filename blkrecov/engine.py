@@ -186,7 +186,11 @@ class Engine:
             try:
                 yield array
             finally:
+                array._leave()
                 array._closed = True
+
+    def _leave(self) -> None:
+        """What is due when the array is let go of, while it is held still."""
 
     # Bringing up.
 

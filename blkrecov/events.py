@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import msgspec
 
@@ -97,6 +97,8 @@ class EventKind(StrEnum):
     RESYNC_DONE = "resync_done"
     RESYNC_FAILED = "resync_failed"
     RESYNC_CANCELLED = "resync_cancelled"
+    OBJECTS_CHANGED = "objects_changed"
+    """`data` has MS-DMRP's notifications in their order (blkrecov.dmrp.notify)."""
 
 
 # What an operator has to see.
@@ -134,6 +136,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     percent: int | None = None
     remedy: str = ""
     """What to do about it; empty where nothing is to be done."""
+    data: tuple[dict[str, Any], ...] | None = None
+    """What programs are told, in order."""
 
 
 class EventLog:
@@ -156,6 +160,7 @@ class EventLog:
         task: int | None = None,
         percent: int | None = None,
         remedy: str = "",
+        data: tuple[dict[str, Any], ...] | None = None,
     ) -> Event:
         """Something happened just now: append it, and return it."""
         event = Event(
@@ -168,6 +173,7 @@ class EventLog:
             task=task,
             percent=percent,
             remedy=remedy,
+            data=data,
         )
         self.append(event)
         return event

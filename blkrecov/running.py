@@ -10,11 +10,14 @@ from typing import Final
 
 import msgspec
 
-from blkrecov import catalog, tasks
+from blkrecov import catalog, objects, tasks
 from blkrecov.catalog import Discovered
+from blkrecov.dmrp import notify, storage
+from blkrecov.dmrp.storage import ObjectList
 from blkrecov.engine import Engine, Lock
 from blkrecov.events import EventKind, EventLog
 from blkrecov.model import Document, Phase, Task, TaskKind
+from blkrecov.objects import ObjectFile
 from blkrecov.settings import Settings
 from blkrecov.units import Bytes
 
@@ -46,10 +49,34 @@ class Running(Engine):
         super().__init__(settings, found, lock, owned)
         self.events: Final = EventLog(self._settings.state)
         self._accounted_for = 0
+        self._objects: Final = ObjectFile(settings.volatile / f"{self.document.array.hex[:8]}.objects")
 
     @abstractmethod
     def progress(self, number: int) -> Progress:
         """How far a task is, from the kernel's own counters. Reads no drive and writes nothing."""
+
+    # The list of storage objects: it changes before an operation is answered, and is told of after that.
+
+    def objects(self, task: Task | None = None) -> ObjectList:
+        """MS-DMRP's list of storage objects as it is now. `task` has caused what is new in it."""
+        mounts = objects.mounted(self.document, self.observed)
+        number = storage.task_oid(self.document, task.id) if task is not None else 0
+        return self._objects.refresh(storage.listed(self.document, self.observed, mounts), number)
+
+    def tell_objects(self) -> None:
+        """Tell what has changed in that list, all of it that nobody was told of yet."""
+        self.objects()
+        if untold := self._objects.untold():
+            self.events.tell(
+                EventKind.OBJECTS_CHANGED,
+                notify.summary(untold),
+                array=self.document.name,
+                data=tuple(notify.notification_view(each) for each in untold),
+            )
+            self._objects.told()
+
+    def _leave(self) -> None:
+        self.tell_objects()
 
     def _begun(self, number: int) -> None:
         """Write down that the kernel was asked for a task's present phase. Asked twice is harmless, never asked is not."""
@@ -66,6 +93,7 @@ class Running(Engine):
             self._tell(
                 "progress", f"{task.kind.value} of LUN {task.objects[0]} is at {tasks.quarter(task)} %", task=task
             )
+            self.objects(task)
         return self.document.task(task.id)
 
     def _was_here(self, task: Task) -> bool:

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from blkrecov.cli import array, drive, events, lun, operations, page83, snapshot, task
+from blkrecov.cli import array, drive, events, lun, objects, operations, page83, snapshot, task
 from blkrecov.cli.common import Options, common, tell_error, tell_usage
 from blkrecov.errors import BlkrecovError, Code, resources
 
@@ -32,6 +32,7 @@ cli.add_command(snapshot.group)
 cli.add_command(task.group)
 cli.add_command(page83.group)
 cli.add_command(events.events)
+cli.add_command(objects.objects)
 for command in operations.COMMANDS:
     cli.add_command(command)
 

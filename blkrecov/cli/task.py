@@ -11,11 +11,13 @@ import click
 from blkrecov import views
 from blkrecov.array import Array
 from blkrecov.cli.common import common, console, opened, options, rates, say, show_json, show_plan, table
+from blkrecov.dmrp import notify, storage
 from blkrecov.errors import BlkrecovError, Code
 from blkrecov.model import Task, TaskState
 from blkrecov.proposal import Proposal
 from blkrecov.running import Progress
 from blkrecov.units import format_size
+from blkrecov.views import Json
 
 WINDOW_S = 3.0
 
@@ -76,7 +78,8 @@ def show(number: int) -> None:
     """Show a task."""
     with opened() as array:
         task = array.progress(number).task
-    tell(task)
+        dmrp = notify.view(storage.task_info(array.document, task))
+    tell(task, {"dmrp": dmrp})
 
 
 @group.command("wait")
@@ -152,10 +155,10 @@ def run(
     tell(started if no_wait else follow(array, started.id))
 
 
-def tell(task: Task) -> None:
+def tell(task: Task, more: Json | None = None) -> None:
     """Print a task. Raises TaskEnded for one that failed or was cancelled, so that the exit status says so."""
     if options().json:
-        show_json(views.task_view(task))
+        show_json(views.task_view(task) | (more or {}))
     _tell([task])
 
 

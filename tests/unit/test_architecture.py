@@ -29,10 +29,10 @@ _PURE = """
     units errors model geometry governor stack steps observed converge proposal faults provision recover replace scrub tasks views
     condition flapping progress schedule turns shadows resync reconnect revival changes signature
     dm.table dm.status dm.names dm.abi dm.superblock dm.cow dm.mirror_log drives.label page83.designator page83.identity
-    page83.information
+    page83.information dmrp.information dmrp.storage dmrp.notify
 """
 _ACTS = """
-    actor bell catalog events freeze holders mounting observer pressure settings journal surroundings
+    actor bell catalog events freeze holders mounting objects observer pressure settings journal surroundings
     dm.control dm.events dm.kmsg dm.speed dm.sync dm.counters drives.loop drives.probe drives.raw drives.scan drives.store
     drives.holes page83.export page83.sysfs page83.udev page83.lun_information
 """

@@ -67,6 +67,7 @@ def test_an_event_is_one_line_of_json_with_all_its_facts(log: EventLog) -> None:
             "task": 7,
             "percent": None,
             "remedy": "",
+            "data": None,
         }
     ]
 
