@@ -17,11 +17,13 @@ import msgspec
 
 from blkrecov import (
     catalog,
+    family,
     flapping,
     mounting,
     pressure,
     reconnect,
     recover,
+    remove,
     replace,
     schedule,
     scrub,
@@ -39,6 +41,7 @@ from blkrecov.dm.status import LegHealth, RaidStatus, SnapshotUsage, SyncAction
 from blkrecov.drives.scan import Found
 from blkrecov.engine import Lock, fresh_ids
 from blkrecov.errors import (
+    AnotherCallInProgress,
     BlkrecovError,
     Cancelled,
     CancelTooLate,
@@ -111,9 +114,11 @@ class Array(Restoring):
             self._mount_again(before)
         self._lift_limits()
         self.objects()
-        for task in self.document.tasks:
-            if not task.state.ended:
-                self._take_up(task)
+        # Children first: what the kernel has forgotten is asked for again, before a parent looks whether they have ended.
+        for earlier in sorted(self.document.tasks, key=lambda task: task.kind in family.PARENTS):
+            for task in self.document.tasks:
+                if task.id == earlier.id and not task.state.ended:
+                    self._take_up(task)
 
     def carry_out(self, proposal: Proposal) -> None:
         # Before the kernel begins: what is to be slow may be over at once without limits.
@@ -220,6 +225,45 @@ class Array(Restoring):
         self.objects(task)
         return task
 
+    def propose_remove(self, name: str) -> tuple[Proposal, Task, tuple[Proposal, ...]]:
+        """A drive leaves the array, after all that is on it was moved: (what is wanted now, its task, how each LUN moves).
+
+        Raises: what remove.propose() does, after NotInitialized, CacheCorrupt, ObjectDeleted and ObjectNotFound;
+                IdentityMismatch.
+        """
+        with resources():
+            self.refuse_mistaken()
+            drive = self.document.drive(name)
+            proposal, task, moves = remove.propose(self.document, self.observed, drive, fresh_ids())
+            for move in moves:
+                assert move.lun is not None
+                self.verify(move.document.lun_of(move.lun))
+            return proposal, task, moves
+
+    def plan_remove(self, proposal: Proposal, task: Task, moves: tuple[Proposal, ...]) -> tuple[str, ...]:
+        """All that a removal comes to: each LUN put onto its mirrors, one after the other, and the end."""
+        drive = self.document.drive_of(task.lun)
+        lines: list[str] = []
+        if moves:
+            lines += (line for step in self.plan(proposal) for line in step.lines())
+            for move in moves:
+                lines += (f"{move.why}:", *(line for step in self.plan(move) for line in step.lines()))
+            lines.append("when the kernel has copied all of it:")
+            proposal = remove.afterwards(self.document, drive, moves)
+        lines += (line for step in self.plan(proposal) for line in step.lines())
+        return (*lines, f"detach {drive.path} from its loop device", f"take the label off {drive.path}")
+
+    def remove(self, proposal: Proposal, task: Task) -> Task:
+        """As proposed just now. The task goes on until all has moved, and the drive has left."""
+        with resources():
+            if task.state.ended:
+                self._left(proposal, task)
+                return task
+            self.carry_out(proposal)
+        self._tell("started", proposal.why, task=task, drive=task.objects[0])
+        self._give_turns()
+        return self.advance(task.id)
+
     def luns_on(self, drive: str) -> tuple[str, ...]:
         """The LUNs that have a member on a drive, the most endangered first."""
         uuid = self.document.drive(drive).uuid
@@ -256,9 +300,8 @@ class Array(Restoring):
     def progress(self, number: int) -> Progress:
         """How far a task is, from the kernel's own counters. Reads no drive and writes nothing."""
         task = self.document.task(number)
-        if task.kind is TaskKind.RECONNECT and not task.state.ended:
-            done = reconnect.percent(self.document, task)
-            return Progress(tasks.progressed(task, min(done, 0.999)), Phase.REBUILD, done, Bytes(0), Bytes(0))
+        if task.kind in family.PARENTS and not task.state.ended:
+            return self._progress_of_children(task)
         phase = tasks.phase(task)
         if task.state is not TaskState.IN_PROGRESS or task.paused or phase is None:
             return Progress(task, None, 1.0 if task.state is TaskState.COMPLETED else 0.0, Bytes(0), Bytes(0))
@@ -267,6 +310,18 @@ class Array(Restoring):
         fraction, total = self._measured(task, phase, lun)
         task = tasks.progressed(task, min(fraction, 0.999))
         return Progress(task, phase, min(fraction, 0.999), Bytes(int(fraction * total)), total)
+
+    def _progress_of_children(self, task: Task) -> Progress:
+        """All of them in the percentage; what is done of how much, of the first that the kernel is at."""
+        looks = [self.progress(child.id) for child in family.under_way(self.document, task)]
+        document = self.document
+        for look in looks:
+            document = document.with_task(look.task)
+        done = min(family.percent(document, task), 0.999)
+        first = next((look for look in looks if look.phase is not None), None)
+        if first is None:
+            return Progress(tasks.progressed(task, done), tasks.phase(task), done, Bytes(0), Bytes(0))
+        return Progress(tasks.progressed(task, done), first.phase, first.fraction, first.done, first.total)
 
     def _measured(self, task: Task, phase: Phase, lun: Lun) -> tuple[float, Bytes]:
         """(how much of the present phase is done, what there is to be done)."""
@@ -340,6 +395,8 @@ class Array(Restoring):
                 return task
             self.verify(proposal.document.lun_of(lun.uuid))
             self.carry_out(proposal)
+        except AnotherCallInProgress:
+            return task  # The kernel synchronises what is to move, as after a power cut.
         except BlkrecovError as error:
             return self._fail(task, error)
         return self._started(begun)
@@ -348,8 +405,8 @@ class Array(Restoring):
         """One thing that is due, or the task as it was."""
         if task.state is TaskState.QUEUED:
             return self._try_turn(task)
-        if task.kind is TaskKind.RECONNECT:
-            return self._step_reconnect(task)
+        if task.kind in family.PARENTS:
+            return self._step_parent(task)
         if task.kind in COPIES:
             return self._step_restore(task)
         lun = self.document.lun_of(task.lun)
@@ -377,13 +434,31 @@ class Array(Restoring):
             return task  # The kernel is about to begin.
         return self._phase_ended(task, lun, phase, raid)
 
-    def _step_reconnect(self, task: Task) -> Task:
-        for child in reconnect.recoveries(self.document, task):
-            if not child.state.ended:
-                self.advance(child.id)
+    def _step_parent(self, task: Task) -> Task:
+        for child in family.under_way(self.document, task):
+            self.advance(child.id)
+        if family.under_way(self.document, task):
+            return self._told(self.progress(task.id))
+        return self._end_removal(task) if task.kind is TaskKind.REMOVE else self._end_reconnect(task)
+
+    def _end_removal(self, task: Task) -> Task:
+        try:
+            self._left(*remove.departed(self.document, task))
+        except BlkrecovError as error:
+            if self.document.task(task.id).state.ended:
+                raise  # The drive has left, and its file is given back by whoever opens the array next.
+            ended = tasks.failed(family.accounted(self.document, task), error)
+            self.store(self._accounted(self.document, ended))
+            self._tell("failed", error.message, task=ended, drive=task.objects[0], remedy=error.remedy)
+        return self.document.task(task.id)
+
+    def _left(self, proposal: Proposal, task: Task) -> None:
+        self.take_out(proposal, self.document.drive_of(task.lun))
+        self._tell("done", f"{proposal.why}: {task.message}", task=task, drive=task.objects[0])
+
+    def _end_reconnect(self, task: Task) -> Task:
         ended = reconnect.ended(self.document, task)
-        if ended is None:
-            return self.document.task(task.id)
+        assert ended is not None, f"a child of task {task.id} is under way"
         self.store(self._accounted(self.document, ended))
         self._tell("done", f"drive {task.objects[0]}: {ended.message}", task=ended, drive=task.objects[0])
         return self.document.task(task.id)
@@ -533,13 +608,15 @@ class Array(Restoring):
         """
         task = self.advance(number)
         stopped = tasks.cancelled(task)
-        if task.kind is TaskKind.RECONNECT:
-            for child in reconnect.recoveries(self.document, task):
+        if task.kind in family.PARENTS:
+            for child in family.under_way(self.document, task):
                 with suppress(Cancelled, CancelTooLate):
                     self.cancel(child.id)
+            stopped = family.accounted(self.document, stopped)
             self.store(self._accounted(self.document, stopped))
             self.objects(stopped)
-            self._tell("cancelled", f"drive {task.objects[0]} stays online, its reconnect was cancelled", task=stopped)
+            stays = "stays in the array, its removal" if task.kind is TaskKind.REMOVE else "stays online, its reconnect"
+            self._tell("cancelled", f"drive {task.objects[0]} {stays} was cancelled", task=stopped)
             return self.document.task(number)
         if task.kind in COPIES:
             self._turn_back(task, tasks.cancellation(task))
@@ -654,8 +731,9 @@ class Array(Restoring):
             return not turns.must_wait(self.document, self.document.lun_of(task.lun))
         if task.paused:
             return False
-        if task.kind is TaskKind.RECONNECT:
-            return reconnect.ended(self.document, task) is not None
+        if task.kind in family.PARENTS:
+            ended = not family.under_way(self.document, task)
+            return ended or tasks.quarter(self.progress(task.id).task) > task.percent
         if task.kind in COPIES:
             return self._restore_is_ripe(task)
         lun, phase = self.document.lun_of(task.lun), tasks.phase(task)
@@ -682,7 +760,7 @@ class Array(Restoring):
 
     def _take_up(self, task: Task) -> None:
         """A task that an earlier process began: the kernel may have ended it, or may have to be asked again."""
-        if task.kind in COPIES or task.kind is TaskKind.RECONNECT:
+        if task.kind in COPIES or task.kind in family.PARENTS:
             self.advance(task.id)
             return
         suspect = self.document.lun_of(task.lun).suspect

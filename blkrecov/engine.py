@@ -50,6 +50,7 @@ from blkrecov.errors import (
     ObjectFailed,
     ObjectNotFound,
     PathNotFound,
+    TimedOut,
     resources,
 )
 from blkrecov.freeze import Freezer
@@ -241,7 +242,8 @@ class Engine:
     def _give_back(self, path: str, label: Label) -> None:
         """Take a removed drive's file off its loop device, then our label away; while udev looks at it, the next to open does."""
         self._detach(path, label.drive_name)
-        udev.settle(UDEV_PATIENCE_S)
+        with suppress(TimedOut):
+            udev.settle(UDEV_PATIENCE_S)
         self._wipe(path, label)
 
     def _detach(self, path: str, name: str) -> None:
@@ -725,11 +727,8 @@ class Engine:
             undo.pop_all()
         self._remember()
 
-    def remove_drive(self, name: str) -> None:
-        """Take an unused drive out of the array: its label goes, its file stays."""
-        self.refuse_mistaken()
-        drive = self.document.drive(name)
-        proposal = provision.remove_drive(self.document, name)
+    def take_out(self, proposal: Proposal, drive: Drive) -> None:
+        """Have an unused drive leave the array as proposed: its label goes, its file stays."""
         self.carry_out(proposal)
         self._backings.pop(drive.uuid, None)
         if drive.uuid in self.labels:

@@ -58,8 +58,15 @@ class EventKind(StrEnum):
     RECOVERY_IMPOSSIBLE = "recovery_impossible"
     """A LUN needs one and cannot have it: nothing was begun."""
     RECONNECT_STARTED = "reconnect_started"
+    RECONNECT_PROGRESS = "reconnect_progress"
     RECONNECT_DONE = "reconnect_done"
     RECONNECT_CANCELLED = "reconnect_cancelled"
+    REMOVAL_STARTED = "removal_started"
+    """A drive is to leave, and what is on it moves first."""
+    REMOVAL_PROGRESS = "removal_progress"
+    REMOVAL_DONE = "removal_done"
+    REMOVAL_FAILED = "removal_failed"
+    REMOVAL_CANCELLED = "removal_cancelled"
     SCRUB_STARTED = "scrub_started"
     SCRUB_PROGRESS = "scrub_progress"
     SCRUB_PAUSED = "scrub_paused"
@@ -112,6 +119,7 @@ _TROUBLE: Final = frozenset(
         EventKind.RECOVERY_IMPOSSIBLE,
         EventKind.SCRUB_FAILED,
         EventKind.REPLACEMENT_FAILED,
+        EventKind.REMOVAL_FAILED,
         EventKind.SNAPSHOT_FAILED,
         EventKind.SNAPSHOT_FILLING,
         EventKind.SNAPSHOT_LOST,

@@ -2,7 +2,7 @@
 
 What always holds: extents are whole allocation units inside the drive's data area and never overlap; no two members of a LUN
 share a drive (a linear LUN, which has nothing to lose by it, may); hot spares are left alone by ordinary allocation; a drive that
-is set aside is given nothing more.
+is set aside, or is being removed, is given nothing more.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 
 from blkrecov.errors import AnotherCallInProgress, InvalidArgument, NotEnoughDrives, NotEnoughSpace
-from blkrecov.model import UNIT, Document, Drive, Extent, Layout, Lun, Member, MemberState, Role, Successor
+from blkrecov.model import UNIT, Document, Drive, Extent, Layout, Lun, Member, MemberState, Role, Successor, TaskKind
 from blkrecov.units import KIB, MIB, SECTOR, Bytes, Sectors, format_size, in_bytes, round_up, sectors
 
 CHUNK: Final = Sectors(64 * KIB // SECTOR)
@@ -189,10 +189,21 @@ def _candidates(document: Document, request: Request) -> list[Drive]:
                     f"drive {drive.name!r} is {drive.status.value}",
                     remedy="name drives that are online: blkrecov drive list",
                 )
-            _refuse_failing(drive)
+            _refuse_unwanted(document, drive)
         return named
-    usable = [drive for drive in document.drives if drive.online and not drive.hot_spare and not drive.failing]
+    usable = [drive for drive in _usable(document) if not drive.hot_spare]
     return sorted(usable, key=lambda drive: (-free_length(document, drive), document.drives.index(drive)))
+
+
+def _leaving(document: Document) -> frozenset[UUID]:
+    """The drives that are being removed."""
+    return frozenset(task.lun for task in document.tasks if task.kind is TaskKind.REMOVE and not task.state.ended)
+
+
+def _usable(document: Document) -> list[Drive]:
+    """The drives that may be given something."""
+    leaving = _leaving(document)
+    return [drive for drive in document.drives if drive.online and not drive.failing and drive.uuid not in leaving]
 
 
 def _place_linear(
@@ -268,7 +279,7 @@ def place_log(document: Document, avoid: frozenset[UUID] = frozenset()) -> tuple
 
     Raises: NotEnoughSpace.
     """
-    usable = [drive for drive in document.drives if drive.online and not drive.failing and drive.uuid not in avoid]
+    usable = [drive for drive in _usable(document) if drive.uuid not in avoid]
     roomy = [drive for drive in usable if free_length(document, drive) >= LOG]
     if not roomy:
         raise NotEnoughSpace(f"no drive has {format_size(in_bytes(LOG))} free for the log of a copy")
@@ -376,7 +387,7 @@ def extended(document: Document, lun: Lun, size: Bytes, ids: Iterator[UUID]) -> 
         more = length - member.length
         drive = document.drive_of(member.drive)
         if more > 0:
-            _refuse_failing(drive)
+            _refuse_unwanted(document, drive)
         if free_length(document, drive) < more:
             raise NotEnoughSpace(
                 f"LUN {lun.name!r} needs {format_size(in_bytes(Sectors(more)))} more on drive {drive.name!r}, "
@@ -409,7 +420,7 @@ def choose_drive(document: Document, lun: Lun, needed: int, spare: Drive | None)
 
     In this order: the drive that was asked for; the smallest hot spare with room; free space, on the drive where it leaves
     the least behind. A drive that has failed lately comes after those that have not; the lost member's own, should it be online,
-    comes last. Never a drive with another member of this LUN, nor one that is set aside.
+    comes last. Never a drive with another member of this LUN, nor one that is set aside or being removed.
 
     Raises: NotEnoughDrives, NotEnoughSpace; for an explicit spare, InvalidArgument if it can never serve this LUN.
     """
@@ -418,7 +429,7 @@ def choose_drive(document: Document, lun: Lun, needed: int, spare: Drive | None)
     if spare is not None:
         _refuse_spare(document, lun, spare, needed, busy)
         return spare
-    others = [drive for drive in document.drives if drive.online and not drive.failing and drive.uuid not in busy]
+    others = [drive for drive in _usable(document) if drive.uuid not in busy]
     fitting = [drive for drive in others if free_length(document, drive) >= needed]
 
     def order(drive: Drive) -> tuple[bool, int, bool, int, int]:
@@ -434,13 +445,15 @@ def choose_drive(document: Document, lun: Lun, needed: int, spare: Drive | None)
             f"no drive outside LUN {lun.name!r} has the {format_size(in_bytes(Sectors(needed)))} free that a substitute needs"
             f"{_set_aside(document)}"
         )
-    aside = [drive.name for drive in document.drives if drive.online and drive.uuid not in busy]
+    aside = [drive.name for drive in document.drives if drive.online and drive.failing and drive.uuid not in busy]
     if aside:
         raise NotEnoughDrives(
             f"the only drives that could serve LUN {lun.name!r} are set aside: {', '.join(aside)}",
             remedy=f"add a drive, or trust one again with: blkrecov drive trust {aside[0]}",
         )
-    raise NotEnoughDrives(f"every drive that is online serves LUN {lun.name!r} already: there is none to substitute")
+    raise NotEnoughDrives(
+        f"every drive that is online serves LUN {lun.name!r} already: there is none to substitute{_set_aside(document)}"
+    )
 
 
 def _refuse_spare(document: Document, lun: Lun, spare: Drive, needed: int, busy: set[UUID]) -> None:
@@ -450,7 +463,7 @@ def _refuse_spare(document: Document, lun: Lun, spare: Drive, needed: int, busy:
         )
     if not spare.online:
         raise NotEnoughDrives(f"drive {spare.name!r} is {spare.status.value}", remedy="choose a drive that is online")
-    _refuse_failing(spare)
+    _refuse_unwanted(document, spare)
     if free_length(document, spare) < needed:
         raise NotEnoughSpace(
             f"drive {spare.name!r} has {format_size(in_bytes(free_length(document, spare)))} free; "
@@ -459,15 +472,21 @@ def _refuse_spare(document: Document, lun: Lun, spare: Drive, needed: int, busy:
         )
 
 
-def _refuse_failing(drive: Drive) -> None:
+def _refuse_unwanted(document: Document, drive: Drive) -> None:
+    """Raises: InvalidArgument for a drive that is given nothing more."""
     if drive.failing:
         raise InvalidArgument(
             f"drive {drive.name!r} is set aside: {drive.failing}",
             remedy=f"use another drive, or trust it again with: blkrecov drive trust {drive.name}",
         )
+    if drive.uuid in _leaving(document):
+        raise InvalidArgument(f"drive {drive.name!r} is being removed from the array", remedy="use another drive")
 
 
 def _set_aside(document: Document) -> str:
     """The rest of a sentence that says that there are too few drives."""
-    names = [drive.name for drive in document.drives if drive.online and drive.failing]
-    return f"; set aside for failing too often: {', '.join(names)}" if names else ""
+    failing = [drive.name for drive in document.drives if drive.online and drive.failing]
+    leaving = [drive.name for drive in document.drives if drive.uuid in _leaving(document)]
+    return (f"; set aside for failing too often: {', '.join(failing)}" if failing else "") + (
+        f"; being removed: {', '.join(leaving)}" if leaving else ""
+    )

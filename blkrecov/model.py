@@ -385,6 +385,8 @@ class TaskKind(StrEnum):
     RESYNC = "resync"
     RECONNECT = "reconnect"
     """A drive that came back. Its work is that of the recoveries that it has begun."""
+    REMOVE = "remove"
+    """A drive that leaves when all that is on it has moved. Its work is that of the replacements that it has begun."""
 
 
 class Phase(StrEnum):
@@ -463,7 +465,7 @@ class Task(msgspec.Struct, frozen=True):
     base: int = 0
     """Sectors that the returning members' legs had been written in `boot` before: they are not the task's."""
     children: tuple[int, ...] = ()
-    """The tasks that a reconnect waits for; its `lun` is the drive."""
+    """The tasks that a reconnect or a removal waits for; its `lun` is the drive."""
 
     @property
     def luns(self) -> frozenset[UUID]:

@@ -148,14 +148,25 @@ def _without_copies(lun: Lun, drive: Drive) -> Lun:
     return lun
 
 
+def refuse_needed(document: Document, drive: Drive) -> None:
+    """Raises: AnotherCallInProgress for a drive that a task is about, or that it moves something to or from."""
+    for task in document.tasks:
+        if not task.state.ended and drive.uuid in (task.lun, task.spare, task.leaving):
+            raise AnotherCallInProgress(
+                f"task {task.id} ({task.kind.value} of {', '.join(task.objects)}) needs drive {drive.name!r}",
+                remedy=f"wait for it with: blkrecov task wait {task.id}",
+            )
+
+
 def remove_drive(document: Document, name: str) -> Proposal:
-    """The array without a drive that nothing lies on."""
+    """The array without a drive that nothing lies on, and no task needs."""
     drive = document.drive(name)
+    refuse_needed(document, drive)
     users = [lun.name for lun in document.luns if drive.uuid in lun.drives]
     if users:
         raise DeviceInUse(
             f"drive {drive.name!r} serves LUN {', '.join(repr(user) for user in users)}",
-            remedy="recover those LUNs onto other drives, or delete them, first",
+            remedy=f"move what is on it with: blkrecov drive remove {drive.name}; or delete those LUNs first",
         )
     return Proposal(document=document.without_drive(drive), why=f"drive {drive.name} is removed")
 

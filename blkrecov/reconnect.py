@@ -27,7 +27,7 @@ from uuid import UUID
 
 import msgspec
 
-from blkrecov import revival, tasks
+from blkrecov import family, revival, tasks
 from blkrecov.model import Document, Drive, DriveStatus, Lun, Member, MemberState, Phase, Task, TaskKind
 from blkrecov.observed import Observed
 from blkrecov.proposal import Proposal, zeroed
@@ -264,30 +264,9 @@ def taken_back(lun: Lun, failed: frozenset[int]) -> Lun:
     return lun
 
 
-def recoveries(document: Document, task: Task) -> tuple[Task, ...]:
-    """What a reconnect has begun. The oldest of many that have ended are forgotten."""
-    return tuple(child for child in document.tasks if child.id in task.children)
-
-
-def percent(document: Document, task: Task) -> float:
-    """How much of a reconnect is done, 0 to 1: all of its recoveries count the same."""
-    found = recoveries(document, task)
-    if not found:
-        return 1.0
-    return sum(1.0 if child.state.ended else child.percent / 100 for child in found) / len(found)
-
-
 def ended(document: Document, task: Task) -> Task | None:
     """The reconnect when all its recoveries are over; None while they are not. One that failed is told, and fails nothing."""
-    found = recoveries(document, task)
-    if any(not child.state.ended for child in found):
+    if family.under_way(document, task):
         return None
-    names = {lun.uuid: lun.name for lun in document.luns}
-    results = [
-        f"recovery of {names.get(child.lun, 'a deleted LUN')} {child.state.value}: {child.message or child.code}"
-        for child in found
-    ]
-    moved = sum(child.bytes_kernel for child in found)
-    own = sum(child.bytes_process for child in found)
-    task = msgspec.structs.replace(task, bytes_kernel=moved, bytes_process=task.bytes_process + own)
-    return tasks.completed(task, "; ".join([task.message, *results]))
+    results = family.results(document, task, "recovery")
+    return tasks.completed(family.accounted(document, task), "; ".join([task.message, *results]))

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from blkrecov import catalog, objects, tasks
+from blkrecov import catalog, family, objects, tasks
 from blkrecov.catalog import Discovered
 from blkrecov.dmrp import notify, storage
 from blkrecov.dmrp.storage import ObjectList
@@ -28,6 +28,7 @@ _NOUNS: Final = {
     TaskKind.SNAPSHOT: "snapshot",
     TaskKind.RESYNC: "resync",
     TaskKind.RECONNECT: "reconnect",
+    TaskKind.REMOVE: "removal",
 }
 
 
@@ -90,8 +91,9 @@ class Running(Engine):
         task = progress.task
         if tasks.quarter(task) > self.document.task(task.id).percent:
             self.store(self._accounted(self.document, task))
+            of = "drive" if task.kind in family.PARENTS else "LUN"
             self._tell(
-                "progress", f"{task.kind.value} of LUN {task.objects[0]} is at {tasks.quarter(task)} %", task=task
+                "progress", f"{task.kind.value} of {of} {task.objects[0]} is at {tasks.quarter(task)} %", task=task
             )
             self.objects(task)
         return self.document.task(task.id)

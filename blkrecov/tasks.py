@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from blkrecov import family
 from blkrecov.errors import (
     BlkrecovError,
     Cancelled,
@@ -146,7 +147,7 @@ def paused(task: Task) -> Task:
     if task.state is not TaskState.IN_PROGRESS or task.paused:
         word = "paused" if task.paused else task.state.value.replace("_", " ")
         raise InvalidOperation(f"task {task.id} is {word}: it cannot be paused", remedy="see: blkrecov task list")
-    if phase(task) in (Phase.COPY, Phase.COMPARE) or task.kind is TaskKind.RECONNECT:
+    if phase(task) in (Phase.COPY, Phase.COMPARE) or task.kind in family.PARENTS:
         raise InvalidOperation(
             f"task {task.id} is at what cannot be held up ({phase(task)})",
             remedy=f"let it end, or cancel it with: blkrecov task cancel {task.id}",

@@ -121,6 +121,7 @@ def shadow_view(observed: Observed, lun: Lun) -> Json:
 
 
 def drive_view(document: Document, drive: Drive) -> Json:
+    task = document.task_on(drive.uuid)
     return {
         "name": drive.name,
         "uuid": str(drive.uuid),
@@ -134,6 +135,7 @@ def drive_view(document: Document, drive: Drive) -> Json:
         "failures": len(drive.failures),
         "hot_spare": drive.hot_spare,
         "fault": {"kind": drive.fault.kind.value, "value": drive.fault.value} if drive.fault is not None else None,
+        "task": task.id if task else None,
         "regions": regions(document, drive),
     }
 
@@ -152,7 +154,7 @@ def drive_health(drive: Drive) -> str:
 def regions(document: Document, drive: Drive) -> list[Json]:
     """The whole drive from its first byte to its last, in order: what is ours, what LUNs use, what is free."""
     end = drive.data_start + drive.data_length
-    rows: list[tuple[int, int, str, str | None, str]] = [
+    rows: list[tuple[int, int, str, Region | None, str]] = [
         (0, drive.data_start, "label", None, "ok"),
         (end, sectors(drive.size) - end, "label", None, "ok"),
     ]
@@ -162,7 +164,7 @@ def regions(document: Document, drive: Drive) -> list[Json]:
             used.extent.start,
             used.extent.length,
             used.role.value,
-            used.lun.name,
+            used,
             _region_status(drive, used),
         )
         for used in geometry.used(document, drive)
@@ -173,10 +175,12 @@ def regions(document: Document, drive: Drive) -> list[Json]:
             "start": in_bytes(Sectors(start)),
             "length": in_bytes(Sectors(length)),
             "role": role,
-            "lun": lun,
+            "lun": used.lun.name if used else None,
+            "layout": used.lun.layout.value if used else None,
+            "member": used.member if used else None,
             "status": status,
         }
-        for start, length, role, lun, status in sorted(rows, key=lambda row: row[0])
+        for start, length, role, used, status in sorted(rows, key=lambda row: row[0])
         if length
     ]
 

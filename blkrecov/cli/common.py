@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, Literal, ParamSpec, TypeVar
 
 import click
 
@@ -115,13 +115,14 @@ def show_plan(steps: Sequence[Step] | Sequence[str]) -> None:
 
 
 def table(columns: Iterable[tuple[str, str]], rows: Iterable[Sequence[str]]) -> None:
-    """A table. A column is (title, "left" or "right")."""
+    """A table. A column is (title, "left", "right", or "whole" for what is never broken into lines)."""
     from rich import box
     from rich.table import Table
 
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for title, side in columns:
-        drawn.add_column(title, justify="right" if side == "right" else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if side == "right" else "left"
+        drawn.add_column(title, justify=justify, overflow="fold", no_wrap=side == "whole")
     for row in rows:
         drawn.add_row(*row)
     console().print(drawn)

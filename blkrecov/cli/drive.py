@@ -1,19 +1,33 @@
 """blkrecov drive"""
 
 from collections.abc import Sequence
+from typing import Final
 
 import click
 import msgspec
 
 from blkrecov import provision, views
 from blkrecov.array import Array
-from blkrecov.cli.common import common, opened, options, say, show_json, show_plan, table
-from blkrecov.cli.task import follow, run, tell_all
+from blkrecov.cli import map as drive_map
+from blkrecov.cli.common import common, console, opened, options, say, show_json, show_plan, table
+from blkrecov.cli.task import follow, run, tell, tell_all
 from blkrecov.model import Drive, Fault, FaultKind, Task
 from blkrecov.units import format_size, parse_size
 from blkrecov.views import Json
 
-_LETTERS = {"label": "▒", "meta": "m", "data": "█", "free": "·"}
+# A wider row is hard to follow from its end to the next one's beginning.
+MAP_WIDTH: Final = 132
+MAP_CELLS: Final = 4
+SMALL_MAP: Final = 24
+# A narrower screen has no room for a map beside the words.
+MAPPED_WIDTH: Final = 100
+_WORDS: Final = {
+    ("label", False): "label and configuration",
+    ("free", False): "free",
+    ("data", True): "data",
+    ("meta", True): "superblock, bitmap or log",
+    ("meta", False): "log of a copy",
+}
 
 
 @click.group("drive")
@@ -48,10 +62,11 @@ def list_() -> None:
     """Show the drives."""
     with opened() as array:
         drives = [view(array, drive) for drive in array.document.drives]
+        luns = [lun.name for lun in array.document.luns]
     if options().json:
         show_json(drives)
     else:
-        show_table(drives)
+        show_table(drives, luns if console().width >= MAPPED_WIDTH else None)
 
 
 @group.command("show")
@@ -61,6 +76,7 @@ def show(name: str) -> None:
     """Show a drive, with a map of what lies on it."""
     with opened() as array:
         drive = view(array, array.document.drive(name))
+        luns = [lun.name for lun in array.document.luns]
     if options().json:
         show_json(drive)
         return
@@ -69,12 +85,29 @@ def show(name: str) -> None:
         say(f"  set aside; trust it again with: blkrecov drive trust {drive['name']}")
     elif drive["failures"]:
         say(f"  failures lately: {drive['failures']}")
-    say(f"  {_map(drive)}")
-    say("  ▒ label and configuration   m superblock and bitmap   █ data   · free")
+    show_map(drive, luns)
     table(
-        [("start", "right"), ("length", "right"), ("role", "left"), ("LUN", "left"), ("status", "left")],
         [
-            (format_size(row["start"]), format_size(row["length"]), row["role"], row["lun"] or "", row["status"])
+            ("", "left"),
+            ("start", "right"),
+            ("length", "right"),
+            ("LUN", "left"),
+            ("layout", "left"),
+            ("member", "right"),
+            ("role", "left"),
+            ("status", "left"),
+        ],
+        [
+            (
+                drive_map.markup([drive_map.legend(row, luns)]),
+                format_size(row["start"]),
+                format_size(row["length"]),
+                row["lun"] or "",
+                row["layout"] or "",
+                "" if row["member"] is None else str(row["member"]),
+                _WORDS[row["role"], row["member"] is not None],
+                row["status"] if row["lun"] else "",
+            )
             for row in drive["regions"]
         ],
     )
@@ -181,15 +214,31 @@ def reconnect(name: str, path: str | None, force: bool, no_wait: bool, plan: boo
 
 @group.command("remove")
 @click.argument("name")
+@click.option("--no-wait", is_flag=True, help="Print the task and return; the kernel goes on.")
+@click.option("--plan", is_flag=True, help="Show the steps and take none.")
 @common
-def remove(name: str) -> None:
-    """Take a drive that serves no LUN out of the array. Its label goes, its file stays."""
+def remove(name: str, no_wait: bool, plan: bool) -> None:
+    """Take a drive out of the array, after moving all that is on it to others. Its label goes, its file stays.
+
+    The kernel copies each LUN's part underneath the LUN, which is in use all the while and loses no redundancy. Nothing is begun
+    unless there is room for all of it.
+    """
     with opened() as array:
-        before = view(array, array.document.drive(name))
-        array.remove_drive(name)
-    if options().json:
-        show_json(before)
-    say(f"drive {before['name']} removed from the array; {before['path']} is left where it is")
+        drive = view(array, array.document.drive(name))
+        proposal, task, moves = array.propose_remove(name)
+        if plan:
+            show_plan(array.plan_remove(proposal, task, moves))
+            return
+        for move in moves:
+            say(move.why)
+        task = array.remove(proposal, task)
+        if not no_wait and not task.state.ended:
+            task = follow(array, task.id)
+        left = {each.name: each for each in array.document.drives}.get(drive["name"])
+        drive = view(array, left) if left else drive
+    if left is None:
+        say(f"drive {drive['name']} removed from the array; {drive['path']} is left where it is")
+    tell(task, drive=drive)
 
 
 @group.command("spare")
@@ -230,13 +279,15 @@ def view(array: Array, drive: Drive) -> Json:
     return views.drive_view(array.document, drive)
 
 
-def show_table(drives: Sequence[Json]) -> None:
+def show_table(drives: Sequence[Json], luns: Sequence[str] | None = None) -> None:
+    """Drives, one in a row; with the names of all LUNs each has a small map."""
     table(
         [
             ("drive", "left"),
             ("status", "left"),
             ("size", "right"),
             ("free", "right"),
+            *([("map", "whole")] if luns is not None else []),
             ("LUNs", "left"),
             ("path", "left"),
         ],
@@ -248,11 +299,13 @@ def show_table(drives: Sequence[Json]) -> None:
                         drive["status"],
                         *(["hot spare"] if drive["hot_spare"] else []),
                         *(["set aside"] if drive["failing"] else []),
+                        *([f"task {drive['task']}"] if drive["task"] else []),
                     ]
                 ),
                 format_size(drive["size"]),
                 format_size(drive["free"]),
-                " ".join(dict.fromkeys(row["lun"] for row in drive["regions"] if row["lun"])),
+                *([drive_map.markup(drive_map.drawn(drive["regions"], luns, SMALL_MAP))] if luns is not None else []),
+                " ".join(_lettered(drive, luns)),
                 "\n".join(line for line in (drive["path"], drive["reason"], drive["failing"], _words(drive)) if line),
             )
             for drive in drives
@@ -264,13 +317,19 @@ def _words(drive: Json) -> str:
     return msgspec.convert(drive["fault"], Fault).words if drive["fault"] else ""
 
 
-def _map(drive: Json, width: int = 72) -> str:
-    """The drive as a row of letters; a region is never too small to be seen, unless it has no room at all."""
-    cells = [""] * width
-    for row in drive["regions"]:
-        first = row["start"] * width // drive["size"]
-        last = max(first, (row["start"] + row["length"]) * width // drive["size"] - 1)
-        for cell in range(first, min(last, width - 1) + 1):
-            if not cells[cell] or row["role"] == "data":
-                cells[cell] = _LETTERS[row["role"]]
-    return "".join(cells)
+def _lettered(drive: Json, luns: Sequence[str] | None) -> list[str]:
+    """The names of a drive's LUNs, with the letters that its map has for them."""
+    data = {row["lun"]: row for row in drive["regions"] if row["role"] == "data"}
+    names = dict.fromkeys(row["lun"] for row in drive["regions"] if row["lun"])
+    if luns is None:
+        return list(names)
+    return [f"{drive_map.key(data[name], luns).text}={name}" if name in data else name for name in names]
+
+
+def show_map(drive: Json, luns: Sequence[str]) -> None:
+    """The drive to scale: in two rows, or in as many as give each of its regions a few cells."""
+    screen = console()
+    width = min(screen.width, MAP_WIDTH) - 4
+    rows = max(2, -(-MAP_CELLS * len(drive["regions"]) // width))
+    for row in drive_map.broken(drive_map.drawn(drive["regions"], luns, rows * width), width):
+        screen.print(f"  {drive_map.markup(row)}")

@@ -79,7 +79,7 @@ def show(number: int) -> None:
     with opened() as array:
         task = array.progress(number).task
         dmrp = notify.view(storage.task_info(array.document, task))
-    tell(task, {"dmrp": dmrp})
+    tell(task, dmrp=dmrp)
 
 
 @group.command("wait")
@@ -155,10 +155,10 @@ def run(
     tell(started if no_wait else follow(array, started.id))
 
 
-def tell(task: Task, more: Json | None = None) -> None:
-    """Print a task. Raises TaskEnded for one that failed or was cancelled, so that the exit status says so."""
+def tell(task: Task, **more: Json) -> None:
+    """Print a task, with more in its JSON. Raises TaskEnded for one that failed or was cancelled, so the exit status says so."""
     if options().json:
-        show_json(views.task_view(task) | (more or {}))
+        show_json({**views.task_view(task), **more})
     _tell([task])
 
 

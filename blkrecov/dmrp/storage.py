@@ -19,7 +19,7 @@ from uuid import UUID
 
 import msgspec
 
-from blkrecov import geometry, reconnect, tasks
+from blkrecov import family, geometry, tasks
 from blkrecov.condition import Condition, condition, state_of
 from blkrecov.dm.status import SyncAction
 from blkrecov.dmrp.information import (
@@ -112,7 +112,7 @@ def task_oid(document: Document, number: int) -> int:
 def task_info(document: Document, task: Task) -> TaskInfo:
     """TASK_INFO of a task, whether it has ended or not. `error` is an unsigned HRESULT."""
     if task.children and not task.state.ended:
-        task = tasks.progressed(task, min(reconnect.percent(document, task), 0.999))
+        task = tasks.progressed(task, min(family.percent(document, task), 0.999))
     status, percent, code = tasks.dmrp_status(task)
     # A scrub that only compares makes nothing equal.
     compares = task.kind is TaskKind.SCRUB

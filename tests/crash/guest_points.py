@@ -169,8 +169,9 @@ def add(array: Array) -> None:
     array.add_drive(EXTRA, size=SIZE, name="extra", spare=False, force=False)
 
 
-def remove(array: Array) -> None:
-    array.remove_drive("extra")
+def remove(array: Array, name: str = "extra") -> None:
+    proposal, task, _ = array.propose_remove(name)
+    array.remove(proposal, task)
 
 
 def extend(array: Array) -> None:
@@ -389,14 +390,14 @@ def prepare(operation: str) -> None:
             array.carry_out(array.propose_delete("y"))
         for drive in array.document.drives:
             if not drive.online and not (operation == "recover" and degraded):
-                array.remove_drive(drive.name)
+                remove(array, drive.name)
                 Path(drive.path).unlink()
                 array.add_drive(drive.path, size=SIZE, name=drive.name, spare=False, force=False)
         if not any(lun.name == "y" for lun in array.document.luns):
             make_lun(array, "y", "d2,d3", exported=operation in EXPORTED)
         extra = any(drive.name == "extra" for drive in array.document.drives)
         if extra and operation != "remove":
-            array.remove_drive("extra")
+            remove(array)
             extra = False
         if not extra:
             Path(EXTRA).unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blkrecov import reconnect, tasks
+from blkrecov import family, tasks
 from blkrecov.dmrp import notify, storage
 from blkrecov.dmrp.information import (
     DeviceState,
@@ -315,7 +315,7 @@ def test_a_reconnect_is_as_far_as_its_recoveries() -> None:
     parent = Task(
         id=3, kind=TaskKind.RECONNECT, lun=UUID(int=5), objects=("d0",), phases=(Phase.REBUILD,), children=(1, 2)
     )
-    assert reconnect.percent(document, tasks.started(parent)) == 0.7
+    assert family.percent(document, tasks.started(parent)) == 0.7
     assert storage.task_info(document, tasks.started(parent)).percent_complete == 70
 
 

@@ -6,7 +6,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from blkrecov import faults, provision, reconnect, tasks
+from blkrecov import family, faults, provision, reconnect, tasks
 from blkrecov.dm.superblock import Superblock
 from blkrecov.errors import AnotherCallInProgress, Cancelled, ObjectFailed
 from blkrecov.model import (
@@ -386,7 +386,7 @@ def test_what_the_kernel_took_back_is_rebuilding_and_the_rest_is_lost(
 )
 def test_all_recoveries_count_the_same(children: tuple[Task, ...], done: float) -> None:
     task = parent(*(item.id for item in children))
-    assert reconnect.percent(holding(task, *children, child(9, percent=99)), task) == pytest.approx(done)
+    assert family.percent(holding(task, *children, child(9, percent=99)), task) == pytest.approx(done)
 
 
 def test_a_reconnect_lasts_as_long_as_its_recoveries() -> None:
@@ -405,8 +405,8 @@ def test_a_reconnect_that_regenerates_nothing_ends_at_once() -> None:
 def test_a_recovery_that_ended_so_long_ago_that_it_is_forgotten_is_over() -> None:
     """A drive may have more LUNs than the array remembers tasks."""
     task = parent(2, 3)
-    assert reconnect.recoveries(holding(task, child(3, percent=40)), task) == (child(3, percent=40),)
-    assert reconnect.percent(holding(task, child(3, percent=40)), task) == 0.4
+    assert family.children(holding(task, child(3, percent=40)), task) == (child(3, percent=40),)
+    assert family.percent(holding(task, child(3, percent=40)), task) == pytest.approx(0.7)
     ended = reconnect.ended(holding(task, child(3, TaskState.COMPLETED, 100)), task)
     assert ended is not None
     assert ended.state is TaskState.COMPLETED

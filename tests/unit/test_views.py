@@ -49,7 +49,7 @@ REBUILDING = MemberState.REBUILDING
 
 # Others rely on these: more may come, none may go.
 DRIVE = {"name", "uuid", "path", "size", "free", "status", "hot_spare", "regions"}
-REGION = {"id", "start", "length", "role", "lun", "status"}
+REGION = {"id", "start", "length", "role", "lun", "layout", "member", "status"}
 LUN = {
     *("name", "uuid", "layout", "size", "status", "health", "device", "node", "page83", "fault_tolerant"),
     *("members", "shadow_copy_of", "mounts", "task"),
@@ -481,7 +481,7 @@ def test_a_drive_has_every_key_that_others_rely_on() -> None:
     document, _ = mirror()
     view = views.drive_view(document, document.drive("d0"))
     assert view.keys() >= DRIVE
-    assert view.keys() - DRIVE == {"reason", "health", "failing", "failures", "fault"}
+    assert view.keys() - DRIVE == {"reason", "health", "failing", "failures", "fault", "task"}
     assert all(row.keys() == REGION for row in view["regions"])
     assert {key: view[key] for key in DRIVE - {"regions"}} == {
         "name": "d0",
