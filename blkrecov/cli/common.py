@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, ParamSpec, TypeVar
 import click
 
 from blkrecov.array import Array
+from blkrecov.cli import complete
 from blkrecov.errors import BlkrecovError, Code
 from blkrecov.settings import Settings
 from blkrecov.steps import Step
@@ -38,7 +39,12 @@ class Options:
 def common(command: Callable[P, R]) -> Callable[..., R]:
     """Give a command the options of all commands. They may also stand before the first word."""
 
-    @click.option("--array", metavar="NAME", help="The array that is meant, where there are several.")
+    @click.option(
+        "--array",
+        metavar="NAME",
+        shell_complete=complete.arrays,
+        help="The array that is meant, where there are several.",
+    )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON; sizes are bytes.")
     @click.option("--verbose", "-v", is_flag=True, help="Tell every step that is taken.")
     @functools.wraps(command)

@@ -8,6 +8,7 @@ import msgspec
 
 from blkrecov import provision, views
 from blkrecov.array import Array
+from blkrecov.cli import complete
 from blkrecov.cli import map as drive_map
 from blkrecov.cli.common import common, console, opened, options, say, show_json, show_plan, table
 from blkrecov.cli.task import follow, run, tell, tell_all
@@ -70,7 +71,7 @@ def list_() -> None:
 
 
 @group.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.drives)
 @common
 def show(name: str) -> None:
     """Show a drive, with a map of what lies on it."""
@@ -114,7 +115,7 @@ def show(name: str) -> None:
 
 
 @group.command("fail")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.drives)
 @click.option("--after", type=int, metavar="SECONDS", help="It works for so long, and fails all I/O from then on.")
 @click.option(
     "--error-rate", type=float, metavar="PERCENT", help="So much of it cannot be read until it is written again."
@@ -156,8 +157,8 @@ def _fault(after: int | None, error_rate: float | None, slow: int | None, drop_w
 
 
 @group.command("replace")
-@click.argument("old", metavar="OLD")
-@click.argument("new", metavar="[NEW]", required=False)
+@click.argument("old", metavar="OLD", shell_complete=complete.drives)
+@click.argument("new", metavar="[NEW]", required=False, shell_complete=complete.drives)
 @click.option("--no-wait", is_flag=True, help="Print the tasks and return; the kernel goes on.")
 @click.option("--plan", is_flag=True, help="Show the steps and take none.")
 @common
@@ -185,7 +186,7 @@ def replace(old: str, new: str | None, no_wait: bool, plan: bool) -> None:
 
 
 @group.command("reconnect")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.drives)
 @click.option("--path", metavar="PATH", help="Where it is now, if it is not to be looked for.")
 @click.option("--force", is_flag=True, help="Bring LUNs online with what there is of them: writes may be lost.")
 @click.option("--no-wait", is_flag=True, help="Print the task and return; the kernel goes on.")
@@ -213,7 +214,7 @@ def reconnect(name: str, path: str | None, force: bool, no_wait: bool, plan: boo
 
 
 @group.command("remove")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.drives)
 @click.option("--no-wait", is_flag=True, help="Print the task and return; the kernel goes on.")
 @click.option("--plan", is_flag=True, help="Show the steps and take none.")
 @common
@@ -242,7 +243,7 @@ def remove(name: str, no_wait: bool, plan: bool) -> None:
 
 
 @group.command("spare")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.drives)
 @click.option("--off", is_flag=True, help="Make it an ordinary drive again.")
 @common
 def spare(name: str, off: bool) -> None:
@@ -255,7 +256,7 @@ def spare(name: str, off: bool) -> None:
 
 
 @group.command("trust")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.drives)
 @click.option("--plan", is_flag=True, help="Show the steps and take none.")
 @common
 def trust(name: str, plan: bool) -> None:

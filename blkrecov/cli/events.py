@@ -1,6 +1,7 @@
 """blkrecov events"""
 
 import json
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,6 +11,7 @@ import msgspec
 from blkrecov.cli.common import common, options, say, show_json
 from blkrecov.events import Event, EventLog
 from blkrecov.settings import Settings
+from blkrecov.watch import Watch
 
 _LAST = 10
 
@@ -23,19 +25,36 @@ _LAST = 10
 def events(last: int | None, follow: bool) -> None:
     """Show what happened: failures, recoveries, scrubs. With --array only to that array.
 
-    With --json an array of objects, or with --follow an object on each line.
+    With --json an array of objects, or with --follow an object on each line. Following ends with Ctrl-C, or when whoever reads
+    has gone.
+
+    \b
+    Examples:
+      blkrecov events -f
+      blkrecov events --json -n 100 | jq 'map(select(.kind == "drive_failed"))'
     """
     log = EventLog(Settings.load().state)
     array = options().array
     if follow:
-        for event in log.follow(_LAST if last is None else last, array=array):
-            click.echo(json.dumps(_view(event)) if options().json else _text(event))
+        with Watch(log.path) as watch:
+            for event in log.follow(
+                _LAST if last is None else last, array=array, pause=lambda _: watch.wait(_output())
+            ):
+                click.echo(json.dumps(_view(event)) if options().json else _text(event))
         return
     found = log.read(last, array=array)
     if options().json:
         show_json([_view(event) for event in found])
     for event in found:
         say(_text(event))
+
+
+def _output() -> int | None:
+    """The descriptor that is written to, where there is one."""
+    try:
+        return sys.stdout.fileno()
+    except OSError:
+        return None
 
 
 def _view(event: Event) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import click
 
 from blkrecov.array import Array
+from blkrecov.cli import complete
 from blkrecov.cli.common import common, listed, opened, options, say, show_json, show_plan, table
 from blkrecov.errors import InvalidArgument, ObjectNotFound
 from blkrecov.geometry import Request
@@ -23,7 +24,9 @@ def group() -> None:
 @click.argument("name")
 @click.option("--layout", type=click.Choice([layout.value for layout in Layout]), required=True)
 @click.option("--size", metavar="SIZE", required=True, help="What the host sees (4G).")
-@click.option("--drives", metavar="D0,D1", help="The drives to use, and no others.")
+@click.option(
+    "--drives", metavar="D0,D1", shell_complete=complete.several_drives, help="The drives to use, and no others."
+)
 @click.option(
     "--members", type=click.IntRange(1), help="How many drives to use (default: the fewest on which it fits)."
 )
@@ -72,7 +75,7 @@ def list_() -> None:
 
 
 @group.command("show")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.luns)
 @click.option("--information", is_flag=True, help="Print its VDS_LUN_INFORMATION, by which resync finds it (JSON).")
 @common
 def show(name: str | None, information: bool) -> None:
@@ -119,7 +122,7 @@ def _only(array: Array, name: str | None) -> Lun:
 
 
 @group.command("extend")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.luns)
 @click.option("--size", metavar="SIZE", required=True, help="The new size, not the difference.")
 @click.option("--plan", is_flag=True, help="Show the steps and take none.")
 @common
@@ -141,7 +144,7 @@ def extend(name: str, size: str, plan: bool) -> None:
 
 
 @group.command("delete")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.luns)
 @click.option("--plan", is_flag=True, help="Show the steps and take none.")
 @common
 def delete(name: str, plan: bool) -> None:

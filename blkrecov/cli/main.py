@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from blkrecov.cli import array, drive, events, lun, objects, operations, page83, snapshot, task
+from blkrecov.cli import array, drive, events, lun, objects, operations, page83, snapshot, status, task, top
 from blkrecov.cli.common import Options, common, tell_error, tell_usage
 from blkrecov.errors import BlkrecovError, Code, resources
 
@@ -31,6 +31,8 @@ cli.add_command(lun.group)
 cli.add_command(snapshot.group)
 cli.add_command(task.group)
 cli.add_command(page83.group)
+cli.add_command(status.status)
+cli.add_command(top.top)
 cli.add_command(events.events)
 cli.add_command(objects.objects)
 for command in operations.COMMANDS:

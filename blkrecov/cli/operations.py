@@ -1,4 +1,4 @@
-"""The operations: recover, scrub, status."""
+"""The operations: recover, scrub, resync, and what keeps an array as it should be."""
 
 import logging
 import signal
@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import click
 
-from blkrecov.cli import drive, lun
+from blkrecov.cli import complete, drive, lun
 from blkrecov.cli.array import array_view
 from blkrecov.cli.common import common, opened, options, rates, say, show_json
 from blkrecov.cli.task import run
@@ -19,8 +19,10 @@ from blkrecov.resync import Options
 
 
 @click.command("recover")
-@click.argument("name", metavar="LUN")
-@click.option("--spare", metavar="DRIVE", help="The drive to substitute for the lost one.")
+@click.argument("name", metavar="LUN", shell_complete=complete.luns)
+@click.option(
+    "--spare", metavar="DRIVE", shell_complete=complete.drives, help="The drive to substitute for the lost one."
+)
 @rates
 @click.option("--no-wait", is_flag=True, help="Print the task and return; the kernel goes on.")
 @click.option("--plan", is_flag=True, help="Show the steps and take none.")
@@ -33,6 +35,11 @@ def recover(
     A lost member is substituted: by the drive you name, else by a hot spare, else by free space on a drive that the LUN does
     not use. Members that are out of sync, and parity that is wrong, are put right in place. A member on a drive that is
     failing but can be read still is copied to another drive underneath. At the end it is verified.
+
+    \b
+    Examples:
+      blkrecov recover data
+      blkrecov recover data --spare d7 --rate-max 100M --no-wait
     """
     with opened() as array:
         proposal, task = array.propose_recover(name, spare, rate_min=rate_min, rate_max=rate_max)
@@ -40,7 +47,7 @@ def recover(
 
 
 @click.command("scrub")
-@click.argument("name", metavar="LUN")
+@click.argument("name", metavar="LUN", shell_complete=complete.luns)
 @click.option("--repair", is_flag=True, help="Rewrite what disagrees, then check again.")
 @click.option("--no-wait", is_flag=True, help="Print the task and return; the kernel goes on.")
 @click.option("--plan", is_flag=True, help="Show the steps and take none.")
@@ -53,7 +60,7 @@ def scrub(name: str, repair: bool, no_wait: bool, plan: bool) -> None:
 
 
 @click.command("resync")
-@click.argument("pairs", metavar="SHADOW[:LUN]...", nargs=-1)
+@click.argument("pairs", metavar="SHADOW[:LUN]...", nargs=-1, shell_complete=complete.pairs)
 @click.option("--luns", "file", metavar="FILE", type=click.File("rb"), help="The pairs as JSON of VDS_LUN_INFORMATION.")
 @click.option("--revert-identity", is_flag=True, help="Give targets the original's disk signature, not their own.")
 @click.option(
@@ -82,6 +89,11 @@ def resync(
 
     The kernel copies inside the array, and only what differs, as far as that is known. Targets are not ready to this machine
     meanwhile; shadow copies stay as they are. A target that was not restored whole stays not ready until a resync succeeds.
+
+    \b
+    Examples:
+      blkrecov resync monday
+      blkrecov resync monday:data tuesday:copy --undo --verify
     """
     from blkrecov.session import RestoreSession
 
@@ -154,30 +166,4 @@ def refresh() -> None:
     lun.show_table(view["luns"])
 
 
-@click.command("status")
-@click.pass_context
-@common
-def status(context: click.Context) -> None:
-    """One screen. The exit status is 0 only if every drive is online and every LUN healthy."""
-    with opened() as array:
-        view = array_view(array)
-        busy = [
-            f"task {task.id}: {task.kind.value} of {' '.join(task.objects)}"
-            for task in array.document.tasks
-            if not task.state.ended
-        ]
-    well = all(item["health"] == "healthy" for item in view["drives"]) and all(
-        item["health"] == "healthy" for item in view["luns"]
-    )
-    if options().json:
-        show_json({**view, "healthy": well})
-    else:
-        say(f"array {view['name']}: {'all is healthy' if well else 'not all is healthy'}")
-        drive.show_table(view["drives"])
-        lun.show_table(view["luns"])
-        for line in busy:
-            say(line)
-    context.exit(0 if well else 1)
-
-
-COMMANDS = (recover, scrub, resync, status, monitor, reenumerate, refresh)
+COMMANDS = (recover, scrub, resync, monitor, reenumerate, refresh)

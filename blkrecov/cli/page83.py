@@ -2,6 +2,7 @@
 
 import click
 
+from blkrecov.cli import complete
 from blkrecov.cli.common import common, opened, options, show_json, table
 from blkrecov.errors import BlkrecovError, ObjectNotFound
 from blkrecov.page83 import sysfs
@@ -15,7 +16,7 @@ def group() -> None:
 
 
 @group.command("show")
-@click.argument("what", metavar="[LUN|DEVICE]", required=False)
+@click.argument("what", metavar="[LUN|DEVICE]", required=False, shell_complete=complete.luns)
 @common
 def show(what: str | None) -> None:
     """Show the designators of a LUN's SCSI disk, of any SCSI disk, or of all LUNs."""

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import click
 
+from blkrecov.cli import complete
 from blkrecov.cli.common import common, listed, opened, options, say, show_json, show_plan, table
 from blkrecov.cli.lun import remove
 from blkrecov.cli.task import run
@@ -21,12 +22,14 @@ def group() -> None:
 
 
 @group.command("create")
-@click.argument("words", metavar="LUN NAME [LUN NAME]...", nargs=-1, required=True)
+@click.argument("words", metavar="LUN NAME [LUN NAME]...", nargs=-1, required=True, shell_complete=complete.luns)
 @click.option("--plex", is_flag=True, help="A full copy, which needs its origin no more once it is made.")
 @click.option("--store", metavar="SIZE", help="Room for what the origin changes (default: a fifth of it).")
 @click.option("--chunk", metavar="SIZE", default=format_size(CHUNK), help="What a first change copies (64K).")
 @click.option("--layout", type=click.Choice([layout.value for layout in Layout]), help="Of the store, or of the plex.")
-@click.option("--drives", metavar="D0,D1", help="The drives to use, and no others.")
+@click.option(
+    "--drives", metavar="D0,D1", shell_complete=complete.several_drives, help="The drives to use, and no others."
+)
 @click.option("--no-export", is_flag=True, help="No SCSI disk: only the /dev/mapper node.")
 @click.option("--no-wait", is_flag=True, help="Print the task that fills a plex and return; the kernel goes on.")
 @click.option("--plan", is_flag=True, help="Show the steps and take none.")
@@ -92,7 +95,7 @@ def list_() -> None:
 
 
 @group.command("extend")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.shadows)
 @click.option("--store", metavar="SIZE", required=True, help="The store's new size, not the difference.")
 @click.option("--plan", is_flag=True, help="Show the steps and take none.")
 @common
@@ -112,7 +115,7 @@ def extend(name: str, store: str, plan: bool) -> None:
 
 
 @group.command("delete")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.shadows)
 @click.option("--plan", is_flag=True, help="Show the steps and take none.")
 @common
 def delete(name: str, plan: bool) -> None:

@@ -30,19 +30,22 @@ _PURE = """
     condition family flapping progress remove schedule turns shadows resync reconnect revival changes signature
     dm.table dm.status dm.names dm.abi dm.superblock dm.cow dm.mirror_log drives.label page83.designator page83.identity
     page83.information dmrp.information dmrp.storage dmrp.notify
+    page83.information
+    overview traffic metrics
 """
 _ACTS = """
     actor bell catalog events freeze holders mounting objects observer pressure settings journal surroundings
     dm.control dm.events dm.kmsg dm.speed dm.sync dm.counters drives.loop drives.probe drives.raw drives.scan drives.store
-    drives.holes page83.export page83.sysfs page83.udev page83.lun_information
+    drives.holes watch metrics_server page83.export page83.sysfs page83.udev page83.lun_information
 """
 # A new module has to be put in its place here. `cli.` is one place for all of its files.
 PLACES = {
     **dict.fromkeys(_PURE.split(), Layer.PURE),
     **dict.fromkeys(_ACTS.split(), Layer.ACTS),
-    **dict.fromkeys(("engine", "running", "restoring", "array", "monitor", "session"), Layer.ENGINE),
+    **dict.fromkeys(("engine", "running", "restoring", "array", "monitor", "session", "survey"), Layer.ENGINE),
     "bus": Layer.BUS,
     "daemon": Layer.DAEMON,
+    "manual": Layer.CLI,
 }
 # A face talks to the daemon through D-Bus, never by importing it.
 FORBIDDEN = {(Layer.CLI, Layer.DAEMON), (Layer.CLI, Layer.BUS)}

@@ -4,10 +4,15 @@ import json
 import logging
 import multiprocessing
 import os
+import re
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial, partialmethod
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +23,7 @@ from blkrecov.cli import main
 from blkrecov.cli.common import Options
 from blkrecov.events import Event, EventKind, EventLog
 from blkrecov.settings import Settings
+from blkrecov.watch import Watch
 
 DONE = EventKind.RECOVERY_DONE
 
@@ -380,15 +386,69 @@ def test_events_are_followed_until_somebody_has_enough(
     """The last ten, then what comes, one object on each line. Ctrl-C ends it."""
     happened(log, *range(20))
 
-    def pause(seconds: float) -> None:
+    def wait(_watch: Watch, _output: int | None) -> None:
         if log.read(1)[0].percent == 20:
             raise KeyboardInterrupt
         happened(log, 20)
 
-    monkeypatch.setattr(EventLog, "follow", partialmethod(EventLog.follow, pause=pause))
+    monkeypatch.setattr(Watch, "wait", wait)
     shown = blkrecov("-f --json")
     assert [json.loads(line)["percent"] for line in shown.out.splitlines()] == list(range(10, 21))
     assert (shown.status, shown.err.strip()) == (130, "interrupted")
+
+
+@contextmanager
+def following(log: EventLog, output: int) -> Iterator[subprocess.Popen[bytes]]:
+    """`blkrecov events -f` as a process, which has shown what there was."""
+    environment = {**os.environ, "BLKRECOV_STATE": str(log.path.parent)}
+    command = [sys.executable, "-m", "blkrecov.cli.main", "events", "--follow", "--json"]
+    with subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, env=environment) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_follower_sleeps_until_something_happens(log: EventLog) -> None:
+    """No look in between: the kernel wakes it for the event, and for nothing else."""
+    happened(log, 1)
+    reads, writes = os.pipe()
+    with following(log, writes) as process, open(reads, "rb") as lines:
+        os.close(writes)
+        assert json.loads(lines.readline())["percent"] == 1
+        status = Path(f"/proc/{process.pid}/status")
+        while "State:\tS" not in status.read_text():
+            time.sleep(0.01)
+        before = slept(status)
+        time.sleep(1.2)
+        assert slept(status) == before
+        (log.path.parent / "lock").write_text("another's business")
+        happened(log, 2)
+        assert json.loads(lines.readline())["percent"] == 2
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert process.stderr is not None
+        assert process.stderr.read().split() == [b"interrupted"]
+
+
+def slept(status: Path) -> int:
+    """How often a process has gone to sleep so far."""
+    found = re.search(r"^voluntary_ctxt_switches:\s+(\d+)$", status.read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
+def test_a_follower_ends_when_its_reader_does(log: EventLog) -> None:
+    """At once, with no event to be told, and without a word."""
+    happened(log, 1)
+    reads, writes = os.pipe()
+    with following(log, writes) as process:
+        os.close(writes)
+        assert b"percent" in os.read(reads, 4096)
+        os.close(reads)
+        assert process.wait(10) == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
 
 
 def test_a_negative_number_of_events_is_no_number(blkrecov: Callable[[str], Shown]) -> None:

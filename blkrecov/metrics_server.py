@@ -1,0 +1,68 @@
+"""Gives the metrics to whoever asks over HTTP, from an asyncio loop: on the machine's own address, or on a Unix socket.
+
+It answers GET /metrics and nothing else, one request to a connection. There is no password: who may connect may read. So it
+listens on 127.0.0.1 only, or on a socket with the permissions that its directory gives it; a proxy does the rest.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from http import HTTPStatus
+from pathlib import Path
+from typing import Final
+
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+
+log = logging.getLogger(__name__)
+
+ADDRESS: Final = "127.0.0.1"
+# Who connects and says nothing holds a connection no longer than this.
+PATIENCE_S: Final = 10.0
+_MOST: Final = 16 * 1024
+
+
+async def serve(at: int | Path, text: Callable[[], Awaitable[str]]) -> asyncio.Server:
+    """Listens on a port (0: any that is free) or a Unix socket, until the server is closed. `text` gives the exposition.
+
+    Raises: OSError where it cannot listen there.
+    """
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+                async with asyncio.timeout(PATIENCE_S):
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    writer.write(await _answered(head, text))
+                    await writer.drain()
+        finally:
+            writer.close()
+
+    if isinstance(at, Path):
+        return await asyncio.start_unix_server(answer, at, limit=_MOST)
+    return await asyncio.start_server(answer, ADDRESS, at, limit=_MOST)
+
+
+async def _answered(head: bytes, text: Callable[[], Awaitable[str]]) -> bytes:
+    method, _, rest = head.partition(b" ")
+    path = rest.partition(b" ")[0].partition(b"?")[0]
+    if path != b"/metrics":
+        return _response(HTTPStatus.NOT_FOUND, "the metrics are at /metrics\n")
+    if method not in (b"GET", b"HEAD"):
+        return _response(HTTPStatus.METHOD_NOT_ALLOWED, "GET it\n")
+    try:
+        body = await text()
+    except Exception:
+        # A scrape that fails is told as one; the loop has other work to do.
+        log.exception("the metrics could not be taken")
+        return _response(HTTPStatus.INTERNAL_SERVER_ERROR, "the metrics could not be taken\n")
+    return _response(HTTPStatus.OK, body, content=method == b"GET")
+
+
+def _response(status: HTTPStatus, body: str, *, content: bool = True) -> bytes:
+    data = body.encode()
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {CONTENT_TYPE_PLAIN_0_0_4}\r\n"
+        f"Content-Length: {len(data)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + (data if content else b"")
