@@ -11,7 +11,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from typing import TYPE_CHECKING, Final
+from typing import Final
+from uuid import UUID
 
 import msgspec
 
@@ -39,7 +40,7 @@ from blkrecov.dm.events import EventWatcher
 from blkrecov.dm.speed import SpeedLimits
 from blkrecov.dm.status import LegHealth, RaidStatus, SnapshotUsage, SyncAction
 from blkrecov.drives.scan import Found
-from blkrecov.engine import Lock, fresh_ids
+from blkrecov.engine import Lock, failed_on, fresh_ids
 from blkrecov.errors import (
     AnotherCallInProgress,
     BlkrecovError,
@@ -75,9 +76,6 @@ from blkrecov.running import Progress
 from blkrecov.settings import Settings
 from blkrecov.shadows import ShadowRequest
 from blkrecov.units import GIB, Bytes, Sectors, format_size, in_bytes, sectors
-
-if TYPE_CHECKING:
-    from uuid import UUID
 
 log = logging.getLogger(__name__)
 
@@ -829,12 +827,17 @@ class Array(Restoring):
 
     # Looking after the array.
 
-    def attend(self, now: float | None = None) -> None:
-        """Do all that is due: note what has failed, carry tasks on, recover and scrub by itself as far as that is wanted."""
+    def attend(self, now: float | None = None, *, suspects: frozenset[UUID] = frozenset()) -> None:
+        """Do all that is due: note what has failed, carry tasks on, recover and scrub by itself as far as that is wanted.
+
+        Suspects are drives that the kernel's log has told of.
+        """
         now = time.time() if now is None else now
+        before = self.document
+        self._look_at_drives(suspects)
         self.observe()
         # Nothing is done about it yet: a recovery that begins at once changes the same tables.
-        noted = self._note(settle=False)
+        noted = self._note(settle=False, before=before)
         if noted:
             # Devices are looked at one after the other: a port may have failed after it was looked at.
             ports = converge_ports(self.document, self.observe())
@@ -847,10 +850,15 @@ class Array(Restoring):
         self._tell_filling()
         self.tell_objects()
 
-    def _note(self, *, settle: bool = True) -> bool:
-        """Write down what was lost, before it is done without; and tell it. Whether there was anything."""
-        before = self.document
-        noted = take_note(before, self.observed, unclean=False)
+    def _note(self, *, settle: bool = True, before: Document | None = None) -> bool:
+        """Write down what was lost, before it is done without; and tell it. Whether there was anything.
+
+        `before` is the document as it was before the drives were looked at.
+        """
+        before = before or self.document
+        noted = take_note(self.document, self.observed, unclean=False)
+        if self._look_at_drives(failed_on(self.document, noted)):
+            noted = take_note(self.document, self.observe(), unclean=False)
         noted = flapping.noted(before, noted, int(time.time()))
         if noted == before:
             return False

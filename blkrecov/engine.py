@@ -31,8 +31,8 @@ from blkrecov.converge import Group, converge, converge_ports, take_note
 from blkrecov.dm import names
 from blkrecov.dm.control import Control
 from blkrecov.dm.names import NameKind, check_name
+from blkrecov.drives import health, loop, probe, scan, store
 from blkrecov.drives import label as label_format
-from blkrecov.drives import loop, probe, scan, store
 from blkrecov.drives.label import Label
 from blkrecov.drives.scan import Found
 from blkrecov.drives.store import DriveStore, IoCounter
@@ -200,12 +200,16 @@ class Engine:
         before = self.document
         self._clear_up()
         self._attach()
+        self._look_at_drives()
         self.observe()
         if ports := converge_ports(self.document, self.observed):
             self._act_on(ports)
             self.observe()
         unclean = bool(self.document.running)
-        noted = flapping.noted(before, take_note(self.document, self.observed, unclean=unclean), int(time.time()))
+        noted = take_note(self.document, self.observed, unclean=unclean)
+        if self._look_at_drives(failed_on(self.document, noted)):
+            noted = take_note(self.document, self.observe(), unclean=unclean)
+        noted = flapping.noted(before, noted, int(time.time()))
         boot = catalog.boot_id()
         if noted.luns and noted.running != boot:
             noted = msgspec.structs.replace(noted, running=boot)
@@ -259,16 +263,18 @@ class Engine:
             reason = self._found.reasons.get(drive.uuid, f"not found, last seen at {drive.path}")
             if found is None or drive.uuid in self._found.reasons:
                 if drive.online:
-                    self._set_status(drive, DriveStatus.REMOVED, reason)
+                    # What was met and cannot be taken for the drive is another matter than what is nowhere.
+                    met = drive.uuid in self._found.reasons
+                    self._set_status(drive, DriveStatus.OFFLINE if met else DriveStatus.REMOVED, reason)
                 continue
-            if drive.status is DriveStatus.REMOVED:
+            if drive.status in (DriveStatus.REMOVED, DriveStatus.OFFLINE):
                 drive = self._set_status(drive, DriveStatus.ONLINE, "")
             if not drive.online:
                 continue
             try:
                 device = _kept(found.device) or loop.attach(found.path).path
             except BlkrecovError as error:
-                self._set_status(drive, DriveStatus.REMOVED, error.message)
+                self._set_status(drive, DriveStatus.OFFLINE, error.message)
                 continue
             self._backings[drive.uuid] = device
             if found.reading.damage is not None:
@@ -290,6 +296,57 @@ class Engine:
         self.document = self.document.with_drive(changed)
         self._unsaved = True
         return changed
+
+    def _look_at_drives(self, suspects: frozenset[UUID] = frozenset()) -> bool:
+        """Note what has become of drives that are said to be online; suspects are tried. Whether any has gone."""
+        gone = False
+        for drive in self.document.drives:
+            device = self._backings.get(drive.uuid)
+            if not drive.online or device is None:
+                continue
+            if health.released(device) and _kept(device):
+                log.warning("drive %s: somebody has told %s to let go of it; it stays", drive.name, device)
+            if place := health.moved_to(device):
+                self._unsaved |= place != drive.path
+                self.document = catalog.with_place(self.document, drive.uuid, place)
+                drive = self.document.drive_of(drive.uuid)
+            port = self._actor.path_of(stack.port_node(self.document, drive.uuid)) if drive.fault else device
+            tried = drive.uuid in suspects
+            found = health.examine(drive, device, port, self.counter) if tried else health.look(drive, device)
+            if found.status is not DriveStatus.ONLINE:
+                self._set_status(drive, found.status, found.reason)
+                self._backings.pop(drive.uuid)
+                gone = True
+            elif found.reason and not drive.failing:
+                self.document = self.document.with_drive(msgspec.structs.replace(drive, failing=found.reason))
+                self._unsaved = True
+        return gone
+
+    def uneasy(self) -> bool:
+        """Whether a drive looks otherwise than it is known to be. Asks sysfs and files' names; needs no lock."""
+        for drive in self.document.drives:
+            device = self._backings.get(drive.uuid)
+            if drive.online and device is not None:
+                found = health.look(drive, device)
+                moved = health.moved_to(device) not in (None, drive.path)
+                if found.status is not DriveStatus.ONLINE or moved or health.released(device):
+                    return True
+                if found.reason and not drive.failing:
+                    return True
+        return False
+
+    def drives_behind(self, devices: frozenset[str]) -> frozenset[UUID]:
+        """The drives that failed requests to these block devices were for: their own, or those of a LUN's SCSI disk."""
+        found = {uuid for uuid, device in self._backings.items() if device.removeprefix("/dev/") in devices}
+        for lun in self.document.luns:
+            exported = self.observed.exports.get(lun.uuid)
+            if exported is not None and exported.disk.removeprefix("/dev/") in devices:
+                found |= lun.drives
+        return frozenset(found)
+
+    def watched(self) -> tuple[str, ...]:
+        """The block devices of the drives that are online."""
+        return tuple(self._backings.values())
 
     def _stale_carriers(self) -> bool:
         """Whether the document has to be written although nothing in it was decided anew."""
@@ -898,6 +955,17 @@ class Engine:
             verified=verified,
             mounts=observer.mounts(exported.disk if exported else path),
         )
+
+
+def failed_on(before: Document, after: Document) -> frozenset[UUID]:
+    """The drives that members were lost on between two versions, and that are online all the same."""
+    lost = {lun.uuid: lun.lost for lun in before.luns}
+    return frozenset(
+        lun.members[index].drive
+        for lun in after.luns
+        for index in lun.lost - lost.get(lun.uuid, frozenset())
+        if after.drive_of(lun.members[index].drive).online
+    )
 
 
 def _descending(document: Document, version: Document) -> Document:

@@ -1,20 +1,22 @@
 """The monitor: looks after an array for as long as it runs, and does nothing while nothing happens.
 
-It sleeps until the kernel tells of an event (device-mapper's control node), another process has changed the array (its bell), or
-the next scrub is due; then it takes the lock, does what is due (Array.attend), and lets go again. Only while tasks are under way
-does it look four times a second, because progress makes no events. Whatever it does any command does as well: it can be killed
-at any moment, and the next one goes on.
+It sleeps until the kernel tells of an event (device-mapper's control node), something happens to a drive or its file, another
+process has changed the array (its bell), or the next scrub is due; then it takes the lock, does what is due (Array.attend), and
+lets go again. Only while tasks are under way does it look four times a second, because progress makes no events. Whatever it does
+any command does as well: it can be killed at any moment, and the next one goes on.
 """
 
 import logging
 import select
 import time
 from typing import Final
+from uuid import UUID
 
 from blkrecov import schedule
 from blkrecov.array import TICK_S, Array
 from blkrecov.bell import Bell
 from blkrecov.dm.events import EventWatcher
+from blkrecov.drives.watch import DriveWatcher
 from blkrecov.errors import BlkrecovError
 
 log = logging.getLogger(__name__)
@@ -41,20 +43,21 @@ class Monitor:
 
     def run(self) -> None:
         """Until end() is called. Raises: DeviceInUse where the array has a monitor already."""
-        with Bell(self._array.bell) as bell, EventWatcher() as events:
+        with Bell(self._array.bell) as bell, EventWatcher() as events, DriveWatcher() as drives:
             events.changed()
-            self._attend()
+            self._attend(frozenset())
             while not self._ended:
+                drives.follow(self._array.watched())
                 with self._array.unlocked():
-                    self._sleep(events, bell)
+                    suspects = self._sleep(events, bell, drives)
                 if not self._ended:
-                    self._attend()
+                    self._attend(suspects)
 
-    def _attend(self) -> None:
+    def _attend(self, suspects: frozenset[UUID]) -> None:
         """What cannot be done ends nothing: drives come back, and so does space to write to. It is told once."""
         try:
             self._array.catch_up()
-            self._array.attend()
+            self._array.attend(suspects=suspects)
         except BlkrecovError as error:
             if error.message != self._trouble:
                 log.warning("array %s cannot be looked after: %s", self._array.document.name, error.message)
@@ -62,9 +65,10 @@ class Monitor:
         else:
             self._trouble = ""
 
-    def _sleep(self, events: EventWatcher, bell: Bell) -> None:
-        """Until something is due."""
+    def _sleep(self, events: EventWatcher, bell: Bell, drives: DriveWatcher) -> frozenset[UUID]:
+        """Until something is due. The drives on which requests have failed meanwhile."""
         poll = select.poll()
+        drives.register(poll)
         poll.register(events.fileno(), select.POLLIN)
         poll.register(bell.fileno(), select.POLLIN)
         while not self._ended:
@@ -73,15 +77,18 @@ class Monitor:
             )
             if busy:
                 if self._array.ripe():
-                    return
+                    return frozenset()
                 self._array.govern()
             ready = poll.poll(1000 * (TICK_S if busy else self._patience_s()))
             bell.hush()
             if any(descriptor == events.fileno() for descriptor, _ in ready):
                 events.arm()
-                return
-            if self._array.outdated() or not (ready or busy):
-                return
+                return self._array.drives_behind(drives.happened()[1])
+            changed, failed = drives.happened()
+            suspects = self._array.drives_behind(failed)
+            if suspects or (changed and self._array.uneasy()) or self._array.outdated() or not (ready or busy):
+                return suspects
+        return frozenset()
 
     def _patience_s(self) -> float:
         """How long to sleep while nothing happens."""

@@ -72,7 +72,9 @@ def observe(
     observed = Observed(
         devices=live,
         backings={
-            drive: Backing(device=device, number=catalog.number_of(device)) for drive, device in backings.items()
+            drive: Backing(device=device, number=catalog.number_of(device))
+            for drive, device in backings.items()
+            if Path(device).exists()  # Not so once it was unplugged.
         },
         exports=exported,
         remains=remains,

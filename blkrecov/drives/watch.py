@@ -1,7 +1,7 @@
 """Tells when something happens to drives that no RAID layer hears of: to a drive's file, to its device, to requests on it.
 
-    inotify        of the file that a loop device stands on: deleted, renamed, cut; and of the device's node, which somebody closes
-                   who has told the loop device to go (losetup -d)
+    inotify        of the file that a loop device stands on: deleted, renamed, cut; and of the device's node, which somebody
+                   closes who has told the loop device to go (losetup -d)
     uevents        a block device goes
     kernel's log   a request to a device has failed
 

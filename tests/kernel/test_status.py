@@ -141,7 +141,8 @@ def test_a_recovery_is_seen_at_work(slow: Slow, lab: Lab) -> None:
         array.wait(number, timeout_s=60)
         blkrecov_errors = survey(array, control).errors
         assert set(blkrecov_errors) == {array.document.lun("data").uuid}
-        array.remove_drive("d1")
+        proposal, task, _ = array.propose_remove("d1")
+        array.remove(proposal, task)
 
 
 def test_metrics_count_the_errors_of_a_lun(lab: Lab) -> None:
