@@ -277,6 +277,10 @@ class Engine:
                 self._set_status(drive, DriveStatus.OFFLINE, error.message)
                 continue
             self._backings[drive.uuid] = device
+            if found.reading.cut:
+                self._set_status(drive, DriveStatus.FAILED, "nothing stands at its end: its file was cut")
+                self._backings.pop(drive.uuid)
+                continue
             if found.reading.damage is not None:
                 self._mend(drive, device, found.reading.damage)
             self.document = catalog.with_place(self.document, drive.uuid, found.path)
@@ -706,7 +710,10 @@ class Engine:
         members = [lun for lun in document.luns if lun.layout.fault_tolerant and drive.uuid in lun.drives]
         backings = {**self._backings, drive.uuid: found.device or found.path}
         superblocks = observer.superblocks(members, backings, self.counter)
-        proposal, task = reconnect.propose(document, observed, drive, found.path, superblocks, fresh_ids(), force=force)
+        doubt = f"drive {drive.name} was cut at its end" if found.reading.cut else ""
+        proposal, task = reconnect.propose(
+            document, observed, drive, found.path, superblocks, fresh_ids(), force=force, doubt=doubt
+        )
         if drive.fault is not None and drive.uuid in self._backings:
             # Superblocks of new members are zeroed through the port: not while that loses writes.
             sound = self._port_of(proposal.document, drive, self._backings[drive.uuid])

@@ -4,8 +4,8 @@ What becomes of each LUN on the drive:
 
     not fault tolerant        it missed nothing that was acknowledged: the drive's port is enough
     its member was replaced   nothing of it is on the drive any more
-    its drive lost writes     nobody knows which: its member is given up, and regenerated as a whole; a LUN that cannot do without
-                              keeps what it has
+    its drive lost writes     or was cut at its end, and nobody knows where: its member is given up, and regenerated as a whole; a
+                              LUN that cannot do without keeps what it has
     its member is lost        the kernel takes it back, and regenerates what it missed by its write-intent bitmap; or all of it,
                               where the superblocks do not prove that the bitmap tells all
     it had lost too much      those that served last serve again, if they are here (blkrecov.revival); else it stays failed
@@ -55,19 +55,20 @@ def propose(
     ids: Iterator[UUID],
     *,
     force: bool = False,
+    doubt: str = "",
 ) -> tuple[Proposal, Task]:
     """The array with the drive online, found at this path, and a task that is complete when all is regenerated.
 
     `superblocks` has those of all members of the LUNs on the drive, as far as they can be read. Forced, a LUN comes online with
-    what there is of it, even if that is not all that was written.
+    what there is of it, even if that is not all that was written. `doubt` is why nothing on the drive can be believed.
 
     Raises: AnotherCallInProgress for a drive that loses writes while a task works on a LUN on it.
     """
     first = None
     if drive.drops_writes:
-        first = Proposal(
-            document=distrusted(document, drive), why=f"drive {drive.name} has lost writes: what can do without it does"
-        )
+        doubt = doubt or f"drive {drive.name} lost writes"
+    if doubt:
+        first = Proposal(document=distrusted(document, drive, doubt), why=f"{doubt}: what can do without it does")
         document = first.document
     online = msgspec.structs.replace(drive, status=DriveStatus.ONLINE, reason="", path=path, fault=None)
     wanted = document.with_drive(online)
@@ -79,7 +80,7 @@ def propose(
     for lun in document.luns:
         if drive.uuid not in {member.drive for member in lun.members}:
             continue
-        back = returned(wanted, observed, lun, drive, superblocks, ids, force=force)
+        back = returned(wanted, observed, lun, drive, superblocks, ids, force=force, doubt=doubt)
         said.append(f"{lun.name} {back.why}")
         wanted = wanted.with_lun(back.lun)
         prepared += back.zeroed
@@ -122,8 +123,8 @@ def _child(back: Return, drive: Drive, number: int) -> Task:
     )
 
 
-def distrusted(document: Document, drive: Drive) -> Document:
-    """The array without what a drive that loses writes holds, as far as it can do without: nothing tells what is missing there.
+def distrusted(document: Document, drive: Drive, doubt: str) -> Document:
+    """The array without what such a drive holds, as far as it can do without: nothing tells what is missing there.
 
     A shadow copy whose store is there has lost its contents, unless that can be regenerated.
     Raises: AnotherCallInProgress.
@@ -139,7 +140,7 @@ def distrusted(document: Document, drive: Drive) -> Document:
                 failed = msgspec.structs.replace(lun.members[index], state=MemberState.FAILED, successor=None)
                 lun = lun.with_member(index, failed)
         elif there and lun.shadow is not None and lun.differential and not lun.shadow.lost:
-            lost = f"its store was on drive {drive.name}, which lost writes"
+            lost = f"its store is lost: {doubt}"
             lun = msgspec.structs.replace(lun, shadow=msgspec.structs.replace(lun.shadow, lost=lost))
         document = document.with_lun(lun)
     return document
@@ -158,6 +159,7 @@ def returned(
     ids: Iterator[UUID],
     *,
     force: bool = False,
+    doubt: str = "",
 ) -> Return:
     """What becomes of one LUN that has members on the drive. In the document it is online, `drive` is as it was."""
     if not lun.layout.fault_tolerant:
@@ -165,7 +167,7 @@ def returned(
         if away:
             names = ", ".join(sorted({document.drive_of(member.drive).name for member in away}))
             return Return(lun, f"stays failed: drive {names} is away", comes=False)
-        return Return(lun, "is online, and may have lost writes" if drive.drops_writes else "is online")
+        return Return(lun, f"is online, and may have lost what was written to it: {doubt}" if doubt else "is online")
     everyone = frozenset(range(len(lun.members)))
     here = frozenset(index for index in everyone if document.drive_of(lun.members[index].drive).online)
     on_it = frozenset(index for index in everyone if lun.members[index].drive == drive.uuid)
@@ -178,16 +180,14 @@ def returned(
     # Of drives that came back before this one too, when there was nothing to regenerate their members from.
     lost = lun.lost & (here if was_dead else on_it)
     if not dead and not lost:
-        return Return(lun, "may have lost writes" if drive.drops_writes else "has lost nothing on it")
+        return Return(lun, f"may have lost what was written to it: {doubt}" if doubt else "has lost nothing on it")
     task = document.task_on(lun.uuid)
     if task is not None:
         return Return(lun, f"is busy with task {task.id}, and can be recovered after that", comes=False)
     said = ""
     if dead:
         liars = frozenset(index for index in here if document.drive_of(lun.members[index].drive).drops_writes)
-        verdict = revival.judge(
-            lun, superblocks, here - liars - (on_it if drive.drops_writes else frozenset()), force=force
-        )
+        verdict = revival.judge(lun, superblocks, here - liars - (on_it if doubt else frozenset()), force=force)
         if not verdict.trusted:
             return Return(lun, f"stays failed: {verdict.why}", comes=False)
         said = f"comes online again: {verdict.why}"
@@ -196,7 +196,7 @@ def returned(
     fresh: list[Member] = []
     for index in sorted(lost - frozenset(lun.trusted)):
         member = lun.members[index]
-        if not drive.drops_writes and proven(lun, index, superblocks):
+        if not doubt and proven(lun, index, superblocks):
             lun = lun.with_member(index, msgspec.structs.replace(member, state=MemberState.RETURNING))
         else:
             # The same place, as a member that nobody knows: nothing of what lies there is believed.
@@ -204,7 +204,7 @@ def returned(
             fresh.append(anew)
             lun = lun.with_member(index, anew)
     regenerates = bool(lun.rebuilding)
-    unknown = "what it missed is not known" if drive.drops_writes else "its superblock does not prove what it missed"
+    unknown = f"{doubt}, and nobody knows which" if doubt else "its superblock does not prove what it missed"
     how = f"is regenerated as a whole: {unknown}" if fresh else "regenerates what it missed" if regenerates else ""
     why = ", and ".join(words for words in (said, how) if words)
     return Return(lun, why, regenerates=regenerates, zeroed=tuple(fresh))

@@ -145,10 +145,10 @@ def drive_health(drive: Drive) -> str:
     match drive.status:
         case DriveStatus.FAILED:
             return "failed"
-        case DriveStatus.REMOVED | DriveStatus.UNKNOWN:
-            return "unknown"
-        case _:
+        case DriveStatus.ONLINE:
             return "pending_failure" if drive.failing else "healthy"
+        case _:
+            return "unknown"
 
 
 def regions(document: Document, drive: Drive) -> list[Json]:

@@ -93,6 +93,7 @@ class LabelReading:
     label: Label
     from_copy: bool  # The label itself is lost; this is what its copy says.
     damage: str | None  # What is wrong with the label or the copy; repair_label() puts it right.
+    cut: bool = False  # Nothing stands at its end: it was cut there and made as long again, and who knows where.
 
 
 class DriveStore:
@@ -152,7 +153,8 @@ class DriveStore:
                     remedy="do not use it: what was at its end is lost; let the array rebuild onto another drive",
                 )
             second = self._try_label(first.layout.copy_at)
-            return LabelReading(label=first, from_copy=False, damage=_damage_of_copy(first, second))
+            cut = isinstance(second, NoLabel)
+            return LabelReading(label=first, from_copy=False, damage=_damage_of_copy(first, second), cut=cut)
         second = self._try_label(copy_at(self.size))
         if isinstance(second, Label) and second.layout.size == self.size:
             return LabelReading(label=second, from_copy=True, damage=f"the label is lost: {first.message}")

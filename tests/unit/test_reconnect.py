@@ -474,7 +474,7 @@ def test_no_superblock_proves_what_was_lost_silently() -> None:
     document = without(lying(whole()), "d1")
     proposal, _ = proposed(document, remembered(document.lun("v"), 1))
     assert states(proposal.document.lun("v")) == [GOOD, REBUILDING]
-    assert "v is regenerated as a whole: what it missed is not known" in proposal.why
+    assert "v is regenerated as a whole: drive d1 lost writes, and nobody knows which" in proposal.why
 
 
 def test_the_last_copy_is_kept_with_what_it_has() -> None:
@@ -482,13 +482,15 @@ def test_the_last_copy_is_kept_with_what_it_has() -> None:
     document = without(lying(whole()), "d0")
     proposal, task = proposed(document)
     assert proposal.document.lun("v") == document.lun("v")
-    assert (task.children, task.message) == ((), "v may have lost writes")
+    assert (task.children, task.message) == ((), "v may have lost what was written to it: drive d1 lost writes")
 
 
 def test_a_lun_without_redundancy_is_told_that_it_may_have_lost_writes() -> None:
     """It is online, and nobody knows more."""
     document = lying(with_lun(drives(2), Layout.LINEAR, on=("d1",))[0])
-    assert proposed(document)[1].message == "v is online, and may have lost writes"
+    assert (
+        proposed(document)[1].message == "v is online, and may have lost what was written to it: drive d1 lost writes"
+    )
 
 
 def test_a_shadow_copy_whose_store_lost_writes_is_lost() -> None:
@@ -496,7 +498,7 @@ def test_a_shadow_copy_whose_store_lost_writes_is_lost() -> None:
     document, _ = with_shadow(with_lun(drives(2), Layout.LINEAR, on=("d0",))[0], on=("d1",))
     shadow = proposed(lying(document))[0].document.lun("s").shadow
     assert shadow is not None
-    assert shadow.lost == "its store was on drive d1, which lost writes"
+    assert shadow.lost == "its store is lost: drive d1 lost writes"
 
 
 def test_a_fault_that_loses_writes_stays_while_a_task_works_on_its_members() -> None:

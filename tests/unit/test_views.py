@@ -506,8 +506,8 @@ def test_a_drive_that_is_not_online_has_nothing_free_and_a_reason() -> None:
     [
         (DriveStatus.ONLINE, "", "healthy"),
         (DriveStatus.ONLINE, "failed 3 times", "pending_failure"),
-        (DriveStatus.NOT_READY, "", "healthy"),
-        (DriveStatus.OFFLINE, "failed 3 times", "pending_failure"),
+        (DriveStatus.NOT_READY, "", "unknown"),
+        (DriveStatus.OFFLINE, "failed 3 times", "unknown"),
         (DriveStatus.FAILED, "", "failed"),
         (DriveStatus.FAILED, "failed 3 times", "failed"),
         (DriveStatus.REMOVED, "failed 3 times", "unknown"),
@@ -515,7 +515,7 @@ def test_a_drive_that_is_not_online_has_nothing_free_and_a_reason() -> None:
     ],
 )
 def test_a_drive_s_health_goes_with_its_status(status: DriveStatus, failing: str, health: str) -> None:
-    """VDS_HEALTH: "failed" with that status only, "pending failure" never with it; "unknown" of a drive that is nowhere."""
+    """VDS_HEALTH: "failed" with that status only, "pending failure" never with it; "unknown" of a drive that is not in use."""
     target = msgspec.structs.replace(drive(0), status=status, failing=failing, failures=(1, 2, 3))
     view = views.drive_view(array(target), target)
     assert (view["health"], view["failing"], view["failures"]) == (health, failing or None, 3)
