@@ -45,7 +45,7 @@ SLOWEST: Final = (
     "test_control_cut.py",
     "test_resync_cut.py",
 )
-GUEST_OPTIONS: Final = ("--mem", "3G", "--disk", "3G", "--timeout", "900")
+GUEST_OPTIONS: Final = ("--mem", "3G", "--disk", "6G", "--timeout", "900")
 
 
 @dataclass(frozen=True, slots=True)

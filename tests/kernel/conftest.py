@@ -21,7 +21,7 @@ _told: Final[list[str]] = []
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A whole run stays below twenty minutes: it takes three of four cells of the fault matrix, and nothing that is marked long.
 
-    BLKRECOV_LONG=1 takes all: scripts/vm --mem 3G --disk 3G -- env BLKRECOV_LONG=1 python -m pytest tests/kernel/...
+    BLKRECOV_LONG=1 takes all: scripts/vm --mem 3G --disk 6G -- env BLKRECOV_LONG=1 python -m pytest tests/kernel/...
     """
     if os.environ.get("BLKRECOV_LONG"):
         return
@@ -55,7 +55,7 @@ def keep_memory() -> None:
 def ext4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A file system on which direct I/O can be had; the guest's own is an overlay in memory, which has none."""
     if not DISK.is_block_device():
-        pytest.fail("these tests want a disk for their drives: scripts/vm --mem 3G --disk 3G -- python -m pytest ...")
+        pytest.fail("these tests want a disk for their drives: scripts/vm --mem 3G --disk 6G -- python -m pytest ...")
     point = tmp_path_factory.mktemp("ext4")
     run("mkfs.ext4", "-q", "-F", "-E", "nodiscard", str(DISK))
     run("mount", str(DISK), str(point))

@@ -37,7 +37,7 @@ from blkrecov.model import Document, Drive, Layout, Task, TaskState
 from blkrecov.proposal import Proposal
 from blkrecov.session import RestoreSession
 from blkrecov.shadows import ShadowRequest
-from blkrecov.units import KIB, MIB, Bytes, Sectors, sectors
+from blkrecov.units import GIB, KIB, MIB, Bytes, Sectors, sectors
 from tests.kernel.lab import (
     Lab,
     Writer,
@@ -515,7 +515,7 @@ def test_a_second_drive_that_fails_meanwhile_ends_a_raid5_and_not_a_raid6(lab: L
         array.fail_drive("d1")
         for disk in disks.values():
             fill(disk, MIB, seed=2, offset=MIB)
-        digest = checksum(disks["double"])
+        digest, other = checksum(disks["double"]), checksum(disks["single"])
         slowed(array, 512 * KIB)
         task = begun(array, "d1")
         array.fail_drive("d2")
@@ -527,8 +527,9 @@ def test_a_second_drive_that_fails_meanwhile_ends_a_raid5_and_not_a_raid6(lab: L
         assert states(array, "double") == ["in_sync", "in_sync", "failed", "in_sync"]
         assert checksum(disks["double"]) == digest
         task = reconnect(array, "d2")
-        assert "single stays failed" in task.message
+        assert "single comes online again" in task.message
         whole(array, digest, "double")
+        whole(array, other, "single")
 
 
 def test_a_reconnect_can_be_cancelled(lab: Lab) -> None:
@@ -823,28 +824,28 @@ def test_the_command_plans_starts_and_is_waited_for(lab: Lab) -> None:
 
 # The figure.
 
-DRIVE = Bytes(700 * MIB)
-LARGE = 1602 * MIB
+DRIVE = Bytes(GIB)
+LARGE = 3000 * MIB
 PIECES = 20
 
 
 @pytest.mark.long
 def test_twenty_mebibytes_cost_their_regions_and_no_more(lab: Lab) -> None:
-    """A raid5 over four drives of 700 MiB (of 1 GiB they would not fit beside a spare), full; each of the pieces written while a
-    drive was away lies in other regions. A region is 1 MiB of each member, 3 MiB of the LUN.
+    """A raid5 over four drives of 1 GiB, full; each of the pieces written while a drive was away lies in other regions. The full
+    rebuild beside it is that of the same member, whose superblock somebody has wiped.
     """
-    lab.create(4, spares=1, size=DRIVE)
+    lab.create(4, size=DRIVE)
     with lab.opened() as array:
         disk = lun(array, "vol", "raid5", LARGE, drives=("d0", "d1", "d2", "d3"), exported=False)
         in_sync(array, "vol")
-        assert array.document.lun("vol").region == sectors(Bytes(MIB))
+        region = array.document.lun("vol").region * 512
         fill(disk, LARGE, seed=1)
         time.sleep(BITMAP_S)
         array.fail_drive("d1")
-        places = [piece * 80 * MIB for piece in range(PIECES)]
+        places = [piece * 150 * MIB for piece in range(PIECES)]
         for seed, offset in enumerate(places):
             fill(disk, MIB, seed=100 + seed, offset=offset)
-        regions = {at // (3 * MIB) for offset in places for at in (offset, offset + MIB - 1)}
+        regions = {at // (3 * region) for offset in places for at in (offset, offset + MIB - 1)}
         digest = checksum(disk)
 
         before, began_s = written(array, "vol", 1), time.monotonic()
@@ -852,19 +853,20 @@ def test_twenty_mebibytes_cost_their_regions_and_no_more(lab: Lab) -> None:
         reconnect_s = time.monotonic() - began_s
         again = written(array, "vol", 1) - before
         assert task.state is TaskState.COMPLETED
-        assert 0 < again <= len(regions) * MIB
+        assert 0 < again <= len(regions) * region
         assert task.bytes_kernel == again
         assert checksum(disk) == digest
 
         array.fail_drive("d1")
-        began_s = time.monotonic()
-        full = recover(array, "vol", "s0")
+        wiped(lab, array)
+        before, began_s = written(array, "vol", 1), time.monotonic()
+        full = reconnect(array, "d1")
         full_s = time.monotonic() - began_s
         assert full.state is TaskState.COMPLETED
         assert checksum(disk) == digest
         print(
-            f"reconnect after {PIECES} MiB in {len(regions)} regions: {again / MIB:.1f} MiB in {reconnect_s:.2f} s, "
-            f"{task.bytes_process / KIB:.0f} KiB by the process; full rebuild and its check {full_s:.2f} s, "
-            f"{full_s / reconnect_s:.1f} times as long"
+            f"reconnect after {PIECES} MiB in {len(regions)} regions of {region / MIB:g} MiB: {again / MIB:.1f} MiB in "
+            f"{reconnect_s:.2f} s, {task.bytes_process / KIB:.0f} KiB by the process; full rebuild and its check "
+            f"{full_s:.2f} s, {full_s / reconnect_s:.1f} times as long"
         )
         assert 10 * reconnect_s <= full_s
