@@ -314,9 +314,11 @@ class Engine:
                 self._unsaved |= place != drive.path
                 self.document = catalog.with_place(self.document, drive.uuid, place)
                 drive = self.document.drive_of(drive.uuid)
-            port = self._actor.path_of(stack.port_node(self.document, drive.uuid)) if drive.fault else device
-            tried = drive.uuid in suspects
-            found = health.examine(drive, device, port, self.counter) if tried else health.look(drive, device)
+            if drive.uuid in suspects:
+                port = self._actor.path_of(stack.port_node(self.document, drive.uuid))
+                found = health.examine(drive, device, port, self.counter)
+            else:
+                found = health.look(drive, device)
             if found.status is not DriveStatus.ONLINE:
                 self._set_status(drive, found.status, found.reason)
                 self._backings.pop(drive.uuid)

@@ -17,7 +17,7 @@ from typing import Final
 
 from blkrecov.drives import loop, raw
 from blkrecov.drives.label import BLOCK
-from blkrecov.drives.loop import LoopDevice
+from blkrecov.drives.loop import Inode, LoopDevice
 from blkrecov.drives.store import IoCounter
 from blkrecov.errors import BlkrecovError
 from blkrecov.model import Drive, DriveStatus
@@ -77,9 +77,18 @@ def examine(drive: Drive, device: str, port: str, counter: IoCounter) -> Finding
 
 
 def moved_to(device: str) -> str | None:
-    """Where the file of a loop device is now; None for a file without a name, and for all other devices."""
+    """Where the file of a loop device is now; None for all other devices, for a file without a name, and for one whose name is not
+    ours: the kernel tells it as the process has it that attached the file, which may have mounts of its own.
+    """
     attached = _attached(device) if _LOOP.fullmatch(device) else None
-    return attached.backing_file if attached is not None and not attached.deleted else None
+    if attached is None or attached.deleted:
+        return None
+    try:
+        status = Path(attached.backing_file).stat()
+    except OSError:
+        return None
+    ours = Inode(status.st_dev, status.st_ino) == attached.backing
+    return attached.backing_file if ours else None
 
 
 def released(device: str) -> bool:
