@@ -77,8 +77,8 @@ def examine(drive: Drive, device: str, port: str, counter: IoCounter) -> Finding
 
 
 def moved_to(device: str) -> str | None:
-    """Where the file of a loop device is now; None for all other devices, for a file without a name, and for one whose name is not
-    ours: the kernel tells it as the process has it that attached the file, which may have mounts of its own.
+    """Where the file of a loop device is now. None for all other devices, for a file without a name, and for one whose name is no
+    use to us: the kernel tells it as the process had it that attached the file, which may have had mounts of its own.
     """
     attached = _attached(device) if _LOOP.fullmatch(device) else None
     if attached is None or attached.deleted:
