@@ -31,7 +31,7 @@ from blkrecov.errors import (
     MetadataNotWritten,
     PathNotFound,
 )
-from blkrecov.model import Document
+from blkrecov.model import Document, DriveStatus
 from blkrecov.settings import Remembered, Settings, published, remembered, sequence_file
 
 CARRIERS: Final = 5
@@ -51,6 +51,14 @@ class Discovered:
     """Why the document cannot be told; raised when the array is opened."""
     reasons: Mapping[UUID, str]
     """Why a drive that was met cannot be used."""
+    doubles: frozenset[UUID] = frozenset()
+    """Those of them that more than one thing says it is: nothing is wrong with any."""
+
+    def status_of(self, drive: UUID) -> DriveStatus:
+        """What to call a drive that cannot be used."""
+        if drive not in self.reasons:
+            return DriveStatus.REMOVED
+        return DriveStatus.OFFLINE if drive in self.doubles else DriveStatus.FAILED
 
 
 def discover(settings: Settings, counter: IoCounter) -> tuple[Discovered, ...]:
@@ -147,6 +155,7 @@ def _array(
         else:
             paths = " and ".join(item.path for item in items)
             reasons[drive] = f"{paths} both say that they are this drive"
+    doubles = frozenset(reasons)
     documents: dict[UUID, Document] = {}
     trouble: list[BlkrecovError] = []
     for drive, item in drives.items():
@@ -179,7 +188,13 @@ def _array(
         if record.uuid not in drives and said is not None and not isinstance(said, PathNotFound):
             reasons.setdefault(record.uuid, said.message)
     return Discovered(
-        uuid=uuid, name=newest.name, document=newest, drives=drives, trouble=tuple(trouble), reasons=reasons
+        uuid=uuid,
+        name=newest.name,
+        document=newest,
+        drives=drives,
+        trouble=tuple(trouble),
+        reasons=reasons,
+        doubles=doubles,
     )
 
 

@@ -263,9 +263,7 @@ class Engine:
             reason = self._found.reasons.get(drive.uuid, f"not found, last seen at {drive.path}")
             if found is None or drive.uuid in self._found.reasons:
                 if drive.online:
-                    # What was met and cannot be taken for the drive is another matter than what is nowhere.
-                    met = drive.uuid in self._found.reasons
-                    self._set_status(drive, DriveStatus.OFFLINE if met else DriveStatus.REMOVED, reason)
+                    self._set_status(drive, self._found.status_of(drive.uuid), reason)
                 continue
             if drive.status in (DriveStatus.REMOVED, DriveStatus.OFFLINE):
                 drive = self._set_status(drive, DriveStatus.ONLINE, "")

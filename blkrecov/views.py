@@ -43,7 +43,7 @@ def _own_tolerance(document: Document, observed: Observed, lun: Lun) -> int:
 def member_state(document: Document, observed: Observed, lun: Lun, index: int) -> str:
     """in_sync, out_of_sync, rebuilding, failed or missing."""
     member = lun.members[index]
-    if document.drive_of(member.drive).status is DriveStatus.REMOVED:
+    if document.drive_of(member.drive).status in (DriveStatus.REMOVED, DriveStatus.OFFLINE):
         return "missing"
     if index in observed.lost(document, lun):
         return MemberState.FAILED.value

@@ -115,7 +115,7 @@ def test_a_truncated_drive_is_refused_with_its_reason(lab: Lab) -> None:
     os.truncate(lab.path("d1"), 20 * MIB)
     with lab.opened() as array:
         drive = array.document.drive("d1")
-        assert drive.status.value == "removed"
+        assert drive.status.value == "failed"
         assert "its end is missing" in drive.reason
         assert show(array, "vol")["health"] == "failed_redundancy"
         assert checksum(disk_of(array, "vol")) == digest
@@ -138,7 +138,7 @@ def test_a_drive_with_both_labels_damaged_is_not_used(lab: Lab) -> None:
     flip(lab.path("d0"), 100)
     flip(lab.path("d0"), lab.path("d0").stat().st_size - 4096 + 100)
     with lab.opened() as array:
-        assert array.document.drive("d0").status.value == "removed"
+        assert array.document.drive("d0").status.value == "failed"
         assert (states(array, "vol"), checksum(disk_of(array, "vol"))) == (["missing", "in_sync"], digest)
 
 
