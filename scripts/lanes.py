@@ -4,8 +4,9 @@
     unit      tests/unit, here, in seconds
     kernel    tests/kernel, each file in a guest of its own with a disk of its own, two guests at a time
     crash     tests/crash, here, two files at a time; these boot guests themselves and cut their power
+    system    tests/system, here; these build the packages, and boot guests with systemd
 
-A lane that ran no test has failed, and so has a guest that ended without results. In the kernel and crash lanes a test that was
+A lane that ran no test has failed, and so has a guest that ended without results. In all lanes with guests a test that was
 skipped, or was expected to fail, counts as failed: there the kernel is what it is meant to be.
 
 The counts come from JUnit files that pytest writes, in the guests as well. The last line is for people and programs that know
@@ -175,6 +176,9 @@ class Runner:
     def crash(self) -> Counts:
         return self._side_by_side("tests/crash", self._around_guests)
 
+    def system(self) -> Counts:
+        return self._side_by_side("tests/system", self._around_guests)
+
     def _side_by_side(self, directory: str, run: Callable[[Path], tuple[Counts, str]]) -> Counts:
         """Run a directory's files, two at a time; print the output of each whole, when it has ended."""
         # The longest files first, so that none is left alone at the end.
@@ -232,9 +236,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/test",
         description="Run the tests.",
-        epilog="check: format, lint, types. unit: no kernel needed, seconds. kernel, crash: on guests with a real kernel.",
+        epilog="check: format, lint, types. unit: no kernel needed, seconds. kernel, crash, system: on guests.",
     )
-    parser.add_argument("lane", nargs="?", choices=["check", "unit", "kernel", "crash", "all"], default="all")
+    parser.add_argument("lane", nargs="?", choices=["check", "unit", "kernel", "crash", "system", "all"], default="all")
     return parser.parse_args()
 
 
@@ -268,6 +272,7 @@ def main() -> int:
             "unit": runner.unit,
             "kernel": runner.kernel,
             "crash": runner.crash,
+            "system": runner.system,
         }
         lanes = []
         for name, lane in known.items():

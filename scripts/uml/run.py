@@ -36,6 +36,9 @@ MODULES = Path("/usr/lib/uml/modules")
 TIMED_OUT = 124
 GUEST_DIED = 125
 
+# The last of the ubd driver's devices (arch/um/drivers/ubd_kern.c, MAX_DEV), so that --disk has the first.
+KEPT = 15
+
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # Environment that the command sees: the caller's ways with terminals and tests, and nothing else of the host's.
 PASSED_ON = ("TERM", "COLUMNS", "CI", "NO_COLOR", "FORCE_COLOR", "LANG")
@@ -56,7 +59,8 @@ def parse_size(text: str) -> int:
 def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/vm",
-        usage="scripts/vm [--native] [--mem 2G] [--disk SIZE ...] [--state DIR] [--out DIR] [--timeout S] -- COMMAND...",
+        usage="scripts/vm [--native] [--mem 2G] [--disk SIZE ...] [--systemd] [--keep SIZE] [--state DIR] [--out DIR] "
+        "[--timeout S] -- COMMAND...",
         description="Run COMMAND as root on a real kernel with device-mapper, and exit with its status.",
         epilog="Exit status: the command's; 124 when the time ran out; 125 when the guest ended without the command's status.",
     )
@@ -74,6 +78,17 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
         default=[],
         metavar="SIZE",
         help="block devices /dev/ubda, /dev/ubdb, ...: sparse files in the state directory that keep their contents",
+    )
+    parser.add_argument(
+        "--systemd",
+        action="store_true",
+        help="boot systemd, run the command when multi-user.target is reached, and shut down in good order",
+    )
+    parser.add_argument(
+        "--keep",
+        type=parse_size,
+        metavar="SIZE",
+        help="keep what is written to the root file system in the state directory: the next guest is this one, booted again",
     )
     parser.add_argument(
         "--timeout", type=float, default=600, metavar="S", help="seconds until a hang is assumed (default 600)"
@@ -99,6 +114,8 @@ def run_native(arguments: argparse.Namespace) -> int:
     """Run the command right here. Refused with a cause where that cannot work."""
     if os.geteuid() != 0:
         sys.exit("scripts/vm: --native needs root; run it with sudo")
+    if arguments.systemd or arguments.keep:
+        sys.exit("scripts/vm: --systemd and --keep go with the guest kernel only")
     if arguments.disk:
         sys.exit("scripts/vm: --disk goes with the guest kernel only; give the command block devices of this machine")
     modules = ["dm-mod", "loop", "dm-raid", "dm-mirror", "dm-snapshot", "target_core_mod", "tcm_loop"]
@@ -129,6 +146,13 @@ def make_disks(arguments: argparse.Namespace) -> list[str]:
             with image.open("wb") as file:
                 file.truncate(size)
         words.append(f"ubd{number}={image}")
+    if arguments.keep:
+        image = (state / "root.img").resolve()
+        if not image.exists():
+            state.mkdir(parents=True, exist_ok=True)
+            with image.open("wb") as file:
+                file.truncate(arguments.keep)
+        words += [f"ubd{KEPT}={image}", f"keep=/dev/ubd{chr(ord('a') + KEPT)}"]
     return words
 
 
@@ -148,6 +172,7 @@ def write_job(job: Path, arguments: argparse.Namespace, terminal: bool) -> None:
     lines += [f"cd {shlex.quote(os.getcwd())}", f"exec {shlex.join(arguments.command)}", ""]
     (job / "command").write_text("\n".join(lines))
     (job / "terminal").write_text("yes" if terminal else "no")
+    (job / "manager").write_text("systemd" if arguments.systemd else "none")
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
         (job / "out").write_text(str(arguments.out.resolve()))

@@ -42,7 +42,7 @@ _ACTS = """
 PLACES = {
     **dict.fromkeys(_PURE.split(), Layer.PURE),
     **dict.fromkeys(_ACTS.split(), Layer.ACTS),
-    **dict.fromkeys(("engine", "running", "restoring", "array", "monitor", "session", "survey"), Layer.ENGINE),
+    **dict.fromkeys(("engine", "running", "restoring", "array", "monitor", "session", "survey", "boot"), Layer.ENGINE),
     "bus": Layer.BUS,
     "daemon": Layer.DAEMON,
     "manual": Layer.CLI,

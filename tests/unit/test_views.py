@@ -298,7 +298,7 @@ def test_a_member_is_what_can_be_told_of_it() -> None:
     ("status", "word"),
     [
         (DriveStatus.ONLINE, "in_sync"),
-        (DriveStatus.OFFLINE, "failed"),
+        (DriveStatus.OFFLINE, "missing"),
         (DriveStatus.FAILED, "failed"),
         (DriveStatus.REMOVED, "missing"),
     ],

@@ -1,0 +1,139 @@
+"""The Debian package on a machine that runs systemd: installed, used, restarted, upgraded, purged and installed again.
+
+One machine is started twice; what the tests look at is what the guest has noted on the way (tests/system/guest.py).
+"""
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.system.machine import Json, Machine
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    return Machine(tmp_path_factory.mktemp("machine"))
+
+
+@pytest.fixture(scope="module")
+def first(machine: Machine, built: tuple[Path, Path], figure: Callable[[str], None]) -> Json:
+    report = machine.boot("first", str(built[1]))
+    figure(f"installed in {report['install_s']:.1f} s; {report['security'].lstrip('→ ')}")
+    return report
+
+
+@pytest.fixture(scope="module")
+def second(machine: Machine, first: Json, built: tuple[Path, Path], figure: Callable[[str], None]) -> Json:
+    report = machine.boot("second", str(built[1]))
+    came, wrote = report["came"], report["written"]
+    figure(
+        f"seconds after the start: drives' file system mounted {came['srv-drives.mount']:.1f}, arrays brought up "
+        f"{report['arrays_began']:.1f} to {came['blkrecov-arrays.service']:.1f}, LUN mounted {came['data.mount']:.1f}"
+    )
+    figure(
+        f"upgrade, purge and installation beside {wrote['writes']} writes; the longest took {wrote['longest_s']:.2f} s"
+    )
+    return report
+
+
+def test_the_wheel_is_whole(built: tuple[Path, Path]) -> None:
+    """It is what the Debian package is made of, and what goes elsewhere."""
+    names = zipfile.ZipFile(built[0]).namelist()
+    assert {"blkrecov/boot.py", "blkrecov/py.typed", "blkrecov/dm/control.py"} <= set(names)
+
+
+def test_the_package_installs_without_a_network(first: Json) -> None:
+    """All that it brings is in it; the rest is in every Debian. Nothing is looked after yet, so no service runs."""
+    assert first["installed"] == ["active", "inactive"]
+    assert first["enabled"] == ["enabled", "enabled"]
+    assert first["group"].startswith("blkrecov:")
+
+
+def test_nobody_complains_about_what_the_package_brought(first: Json, second: Json) -> None:
+    """systemd and udev pass over what they cannot read, with a line in the log."""
+    assert first["complaints"] == []
+    assert second["complaints"] == []
+    assert second["failed"] == []
+
+
+def test_a_lun_has_a_name_under_dev(first: Json) -> None:
+    """The disk, where there is one; the device-mapper node otherwise. A hyphen in a name is a hyphen there too."""
+    assert first["links"] == {"array": ["bare", "da-ta", "later", "monday"], "LUN": [True, True], "node": True}
+
+
+def test_private_layers_have_no_names_but_their_own(first: Json) -> None:
+    """No link by contents: what looks like the LUN's file system on a leg must not be mounted."""
+    assert len(first["private"]) > 10
+    assert first["private"] == {name: [f"/dev/mapper/{name}"] for name in first["private"]}
+
+
+def test_udev_knows_a_drive_by_its_label(first: Json) -> None:
+    """`lsblk --fs` and udisks tell that the loop device is somebody's, and whose."""
+    drive = first["drive"]
+    found = {key: drive["properties"].get(key) for key in ("ID_SERIAL", "ID_FS_TYPE", "ID_FS_USAGE", "UDISKS_IGNORE")}
+    assert found == {
+        "ID_SERIAL": f"blkrecov_{drive['uuid']}",
+        "ID_FS_TYPE": "blkrecov_drive",
+        "ID_FS_USAGE": "raid",
+        "UDISKS_IGNORE": "1",
+    }
+    assert f"/dev/disk/by-id/blkrecov-drive-{drive['uuid']}" in drive["properties"]["DEVLINKS"].split()
+
+
+def test_udev_does_not_look_at_a_drive_whenever_metadata_is_written(first: Json) -> None:
+    """It would start five processes for each of them. A LUN's disk is looked at, for somebody else writes there."""
+    assert (first["drive"]["watched"], first["disk_watched"]) == (False, True)
+
+
+def test_the_service_recovers_within_its_sandbox(first: Json) -> None:
+    """A drive fails; the service finds the spare, loads tables, regenerates, and writes it down."""
+    assert first["recovered"]["kind"] == "recovery_done"
+    assert first["status"] == ["d0", "d3"]
+
+
+def test_the_service_has_no_mounts_of_its_own(first: Json) -> None:
+    """A drive's file that was opened through a mount that is gone has lost its directory: its path would be /d0.img."""
+    assert first["mounts"]
+    assert first["path"] == "/srv/drives/d0.img"
+
+
+def test_luns_of_fstab_are_mounted_at_boot(second: Json) -> None:
+    """By their names under /dev/disk/by-id, with no word about blkrecov: the disks come while local-fs.target waits for them."""
+    assert second["mounted"] == [True, True, True]
+    assert second["file"] == "written before the restart\n"
+    assert second["states"] == ["active", "active"]
+
+
+def test_arrays_wait_for_the_file_systems_that_drives_lie_on(second: Json) -> None:
+    """Started before, the array would have found none of its drives, and called them lost."""
+    assert "srv-drives.mount" in second["generated"]
+    assert second["came"]["srv-drives.mount"] < second["arrays_began"] < second["came"]["data.mount"]
+
+
+def test_a_shutdown_takes_arrays_out_in_good_order(second: Json) -> None:
+    """After LUNs were unmounted, before the drives' file system is: so the next start has nothing to resynchronise."""
+    assert second["resyncs"] == 0
+
+
+def test_an_upgrade_and_a_purge_interrupt_no_write(second: Json) -> None:
+    """LUNs are the kernel's. The service is restarted by the upgrade, the arrays' unit is not."""
+    assert second["written"]["trouble"] is None
+    assert second["written"]["writes"] > 10
+    assert second["upgraded"] == {"states": ["active", "active"], "restarted": [False, True]}
+
+
+def test_a_purge_leaves_the_array(second: Json) -> None:
+    """What this machine remembers goes, drives and devices stay, and the next installation finds them by their labels."""
+    assert second["purged"] == {"state": [], "drives": True, "devices": True, "program": False}
+    assert second["reinstalled"]["known"] == ["la-b"]
+    assert second["reinstalled"]["LUNs"]["da-ta"] == "online"
+
+
+def test_arrays_are_stopped_when_nobody_uses_them_any_more(second: Json) -> None:
+    """At a shutdown unmounting goes on beside it, in no order that could be given: the stop waits for each LUN's users."""
+    assert "/data" in second["waited"]
+    assert second["still_up"]
+    assert second["stopped"] == {"status": 0, "devices": [], "loops": ""}
+    assert second["again"] == {"states": ["active", "active"], "file": "written before the restart\n"}
