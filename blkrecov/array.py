@@ -109,7 +109,7 @@ class Array(Restoring):
         super().assemble()
         self._tell_losses(before)
         if before.running == catalog.boot_id():  # Else the machine is starting, and mounts by itself.
-            self._mount_again(before)
+            self._mount_again(reconnect.failed(before))
         self._lift_limits()
         self.objects()
         # Children first: what the kernel has forgotten is asked for again, before a parent looks whether they have ended.
@@ -209,11 +209,15 @@ class Array(Restoring):
             count, _ = self._counted(Phase.REBUILD, document.lun_of(child.lun))
             document = document.with_task(msgspec.structs.replace(child, base=count, boot=catalog.boot_id()))
         before = self.document
+        # By what the kernel had given up as well: all of a LUN's drives may be online.
+        failed = reconnect.failed(before) | {
+            lun.uuid for lun in before.luns if state_of(before, self.observed, lun)[0] is LunStatus.FAILED
+        }
         with resources():
             self.reconnect_drive(dataclasses.replace(proposal, document=document), found)
             self._tell_losses(before)
             self._note()
-        if said := self._mount_again(before):
+        if said := self._mount_again(failed):
             task = self.document.task(task.id)
             task = msgspec.structs.replace(task, message="; ".join((task.message, *said)))
             self.store(self._accounted(self.document, task))
@@ -903,13 +907,12 @@ class Array(Restoring):
                     "member_failed", message, lun=lun.name, drive=name, remedy=f"run: blkrecov recover {lun.name}"
                 )
 
-    def _mount_again(self, before: Document) -> list[str]:
-        """The file systems on LUNs that had failed in an earlier version of the document, and are online now: what was done.
+    def _mount_again(self, failed: frozenset[UUID]) -> list[str]:
+        """The file systems on those of some LUNs that had failed which are online now: what was done.
 
         For that the lock is held, half a minute at most.
         """
         said: list[str] = []
-        failed = reconnect.failed(before)
         deadline = time.monotonic() + mounting.PATIENCE_S
         for lun in self.document.luns:
             shown = self.shown(lun) if lun.uuid in failed else None
