@@ -108,6 +108,8 @@ class EventKind(StrEnum):
     """`data` has MS-DMRP's notifications in their order (blkrecov.dmrp.notify)."""
 
 
+# Every one of them comes beside what people read.
+FOR_PROGRAMS: Final = frozenset({EventKind.OBJECTS_CHANGED})
 # What an operator has to see.
 _TROUBLE: Final = frozenset(
     {
@@ -189,6 +191,8 @@ class EventLog:
     def append(self, event: Event) -> None:
         """Give an event to `logging`, and to the file. Never raises for what the file system says."""
         level = logging.WARNING if event.kind in _TROUBLE else logging.INFO
+        if event.kind in FOR_PROGRAMS:
+            level = logging.DEBUG
         log.log(level, "%s", event.message, extra=_fields(event))
         try:
             self._write(_line(event))
@@ -224,19 +228,22 @@ class EventLog:
             finally:
                 os.close(descriptor)
 
-    def read(self, last: int | None = None, *, array: str | None = None) -> tuple[Event, ...]:
-        """The events there are, oldest first; only the `last` of them, and only those of one array, if so asked.
+    def read(
+        self, last: int | None = None, *, array: str | None = None, without: frozenset[EventKind] = frozenset()
+    ) -> tuple[Event, ...]:
+        """The events there are, oldest first; only the `last` of them, only those of one array, none of some kinds, if asked.
 
         Lines that are no events (cut short, or of a kind that a later version has) are passed over. Raises: AccessDenied.
         """
         with closing(_Tail(self)) as tail:
-            return _last(_events(tail.lines(), array), last)
+            return _last(_events(tail.lines(), array, without), last)
 
     def follow(
         self,
         last: int = 0,
         *,
         array: str | None = None,
+        without: frozenset[EventKind] = frozenset(),
         pause: Callable[[float], bool | None] = time.sleep,
     ) -> Iterator[Event]:
         """The `last` events there are, then each new one as it comes, for as long as one likes.
@@ -245,10 +252,10 @@ class EventLog:
         true ends it, so `threading.Event().wait` makes it one that can be ended from outside. Raises: AccessDenied.
         """
         with closing(_Tail(self)) as tail:
-            yield from _last(_events(tail.lines(), array), last)
+            yield from _last(_events(tail.lines(), array, without), last)
             while True:
                 lines = tail.lines()
-                yield from _events(lines, array)
+                yield from _events(lines, array, without)
                 if not lines and pause(TICK_S):
                     return
 
@@ -338,13 +345,13 @@ def _line(event: Event) -> bytes:
     return msgspec.json.encode(plain) + b"\n"
 
 
-def _events(lines: Iterable[bytes], array: str | None) -> Iterator[Event]:
+def _events(lines: Iterable[bytes], array: str | None, without: frozenset[EventKind]) -> Iterator[Event]:
     for line in lines:
         try:
             event = msgspec.json.decode(line, type=Event)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             continue
-        if array in (None, event.array):
+        if array in (None, event.array) and event.kind not in without:
             yield event
 
 

@@ -179,12 +179,13 @@ def returned(
     was_dead = not lun.layout.survives(len(lun.members), unusable | (frozenset() if drive.online else on_it))
     # Of drives that came back before this one too, when there was nothing to regenerate their members from.
     lost = lun.lost & (here if was_dead else on_it)
+    said = "is online again" if was_dead else ""
     if not dead and not lost:
-        return Return(lun, f"may have lost what was written to it: {doubt}" if doubt else "has lost nothing on it")
+        doubted = f"may have lost what was written to it: {doubt}" if doubt else ""
+        return Return(lun, doubted or said or "has lost nothing on it")
     task = document.task_on(lun.uuid)
     if task is not None:
         return Return(lun, f"is busy with task {task.id}, and can be recovered after that", comes=False)
-    said = ""
     if dead:
         liars = frozenset(index for index in here if document.drive_of(lun.members[index].drive).drops_writes)
         verdict = revival.judge(lun, superblocks, here - liars - (on_it if doubt else frozenset()), force=force)

@@ -278,7 +278,36 @@ def main() -> None:
         f"{format_size(restored['kernel'])} by the kernel, {format_size(restored['process'])} by our process",
     )
     check("page 83 of the restored LUN is still what it was", page83(link) == before, before)
+
+    chapter(
+        "10. Two drives go, and come back",
+        "With the second the LUN has failed. No write was acknowledged after that, so nothing is lost when that one is back.",
+    )
+    first, second = drives_of(lun).split()[:2]
+    run(f"blkrecov drive fail {first}")
+    (MOUNT / "late").write_bytes(os.urandom(MIB))
+    os.sync()
+    kept = checksums(MOUNT)
+    run(f"umount {MOUNT} && blkrecov drive fail {second}")
+    status = json.loads(answer("blkrecov lun show data --json"))["status"]
+    run(f"blkrecov drive reconnect {first}")
+    run(f"blkrecov drive reconnect {second}")
+    back = json.loads(answer("blkrecov task list --json"))[-1]["bytes"]
+    lun = json.loads(answer("blkrecov lun show data --json"))
+    run(f"mount {link} {MOUNT}")
+    check(
+        "a LUN that had failed is whole again",
+        (status, lun["health"]) == ("failed", "healthy") and checksums(MOUNT) == kept,
+        f"{len(kept)} checksums",
+    )
+    check(
+        "only what its first drive had missed was regenerated",
+        0 < back["kernel"] < lun["size"] // 8,
+        format_size(back["kernel"]),
+    )
     run(f"umount {MOUNT}")
+    run("blkrecov drive reconnect d1")
+    run("blkrecov status")
     summary(moved, own, recover_s)
 
 

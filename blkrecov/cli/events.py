@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from blkrecov.cli.common import common, options, say, show_json
-from blkrecov.events import Event, EventLog
+from blkrecov.events import FOR_PROGRAMS, Event, EventLog
 from blkrecov.settings import Settings
 from blkrecov.watch import Watch
 
@@ -25,8 +25,8 @@ _LAST = 10
 def events(last: int | None, follow: bool) -> None:
     """Show what happened: failures, recoveries, scrubs. With --array only to that array.
 
-    With --json an array of objects, or with --follow an object on each line. Following ends with Ctrl-C, or when whoever reads
-    has gone.
+    With --json an array of objects, or with --follow an object on each line; these have the changes of MS-DMRP's storage objects
+    among them. Following ends with Ctrl-C, or when whoever reads has gone.
 
     \b
     Examples:
@@ -35,14 +35,15 @@ def events(last: int | None, follow: bool) -> None:
     """
     log = EventLog(Settings.load().state)
     array = options().array
+    without = frozenset() if options().json else FOR_PROGRAMS
     if follow:
         with Watch(log.path) as watch:
             for event in log.follow(
-                _LAST if last is None else last, array=array, pause=lambda _: watch.wait(_output())
+                _LAST if last is None else last, array=array, without=without, pause=lambda _: watch.wait(_output())
             ):
                 click.echo(json.dumps(_view(event)) if options().json else _text(event))
         return
-    found = log.read(last, array=array)
+    found = log.read(last, array=array, without=without)
     if options().json:
         show_json([_view(event) for event in found])
     for event in found:
