@@ -289,7 +289,7 @@ def main() -> None:
     os.sync()
     kept = checksums(MOUNT)
     run(f"umount {MOUNT} && blkrecov drive fail {second}")
-    status = json.loads(answer("blkrecov lun show data --json"))["status"]
+    without = json.loads(answer("blkrecov lun show data --json"))["status"]
     run(f"blkrecov drive reconnect {first}")
     run(f"blkrecov drive reconnect {second}")
     back = json.loads(answer("blkrecov task list --json"))[-1]["bytes"]
@@ -297,7 +297,7 @@ def main() -> None:
     run(f"mount {link} {MOUNT}")
     check(
         "a LUN that had failed is whole again",
-        (status, lun["health"]) == ("failed", "healthy") and checksums(MOUNT) == kept,
+        (without, lun["health"]) == ("failed", "healthy") and checksums(MOUNT) == kept,
         f"{len(kept)} checksums",
     )
     check(
