@@ -283,15 +283,15 @@ def main() -> None:
         "10. Two drives go, and come back",
         "With the second the LUN has failed. No write was acknowledged after that, so nothing is lost when that one is back.",
     )
-    first, second = drives_of(lun).split()[:2]
-    run(f"blkrecov drive fail {first}")
+    earlier, last = drives_of(lun).split()[:2]
+    run(f"blkrecov drive fail {earlier}")
     (MOUNT / "late").write_bytes(os.urandom(MIB))
     os.sync()
     kept = checksums(MOUNT)
-    run(f"umount {MOUNT} && blkrecov drive fail {second}")
+    run(f"umount {MOUNT} && blkrecov drive fail {last}")
     without = json.loads(answer("blkrecov lun show data --json"))["status"]
-    run(f"blkrecov drive reconnect {first}")
-    run(f"blkrecov drive reconnect {second}")
+    run(f"blkrecov drive reconnect {earlier}")
+    run(f"blkrecov drive reconnect {last}")
     back = json.loads(answer("blkrecov task list --json"))[-1]["bytes"]
     lun = json.loads(answer("blkrecov lun show data --json"))
     run(f"mount {link} {MOUNT}")
