@@ -204,7 +204,18 @@ class Runner:
         """Run one file of tests, which boots guests itself."""
         test = str(file.relative_to(ROOT))
         junit = self._scratch / f"{file.stem}.xml"
-        command = [sys.executable, "-m", "pytest", test, "-q", "-p", "no:cacheprovider", f"--junit-xml={junit}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            test,
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--durations=4",
+            "--durations-min=8",
+            f"--junit-xml={junit}",
+        ]
         status, output = self.run(command, quiet=True)
         return results(junit, status, test, strict=True), output
 
@@ -214,7 +225,9 @@ class Runner:
         with tempfile.TemporaryDirectory(dir=self._scratch, prefix=file.stem) as directory:
             state, out = Path(directory) / "state", Path(directory) / "out"
             # The working tree is read-only in the guest, in effect: no cache of an earlier run's failures.
-            pytest = shlex.join(["python", "-m", "pytest", test, "-q", "-p", "no:cacheprovider"])
+            pytest = shlex.join(
+                ["python", "-m", "pytest", test, "-q", "-p", "no:cacheprovider", "--durations=4", "--durations-min=8"]
+            )
             inside = f'exec {pytest} --junit-xml="$BLKRECOV_VM_OUT/junit.xml"'
             vm: list[str | Path] = [
                 ROOT / "scripts/vm",

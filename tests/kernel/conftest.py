@@ -15,18 +15,29 @@ _M_TRIM_THRESHOLD: Final = -1  # malloc.h
 _M_MMAP_THRESHOLD: Final = -3
 
 
+# Of the cases in these files one of so many is taken.
+SHARES: Final = {
+    "test_matrix_": 3,
+    "test_layouts": 2,
+    "test_snapshots": 2,
+    "test_replace": 2,
+    "test_revival": 2,
+}
 _told: Final[list[str]] = []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A whole run stays below twenty minutes: it takes three of four cells of the fault matrix, and nothing that is marked long.
+    """A whole run stays below twenty minutes: it takes every third cell of the fault matrix, every second case of tables like it,
+    and nothing that is marked long.
 
     BLKRECOV_LONG=1 takes all: scripts/vm --mem 3G --disk 6G -- env BLKRECOV_LONG=1 python -m pytest tests/kernel/...
     """
     if os.environ.get("BLKRECOV_LONG"):
         return
-    cells = [item for item in items if item.path.name.startswith("test_matrix_") and hasattr(item, "callspec")]
-    left_out = {*cells[3::4], *(item for item in items if item.get_closest_marker("long"))}
+    left_out = {item for item in items if item.get_closest_marker("long")}
+    for prefix, share in SHARES.items():
+        cases = [item for item in items if item.path.name.startswith(prefix) and hasattr(item, "callspec")]
+        left_out |= set(cases) - set(cases[::share])
     if left_out:
         config.hook.pytest_deselected(items=sorted(left_out, key=items.index))
         items[:] = [item for item in items if item not in left_out]

@@ -369,6 +369,7 @@ def systemd() -> Iterator[Callable[..., str]]:
         target.unlink()
 
 
+@pytest.mark.long
 def test_systemd_s_units_are_started(lab: Lab, fstab: Callable[..., None], tmp_path: Path, point: Path) -> None:
     """A file system that is dead, one that is not mounted, and one that nobody wants, each with a unit made of fstab."""
     lab.create(2)
