@@ -306,10 +306,11 @@ class Engine:
             device = self._backings.get(drive.uuid)
             if not drive.online or device is None:
                 continue
-            if health.released(device) and _kept(device):
+            below = health.below(device)
+            if below is not None and below.released and _kept(device):
                 log.warning("drive %s: somebody has told %s to let go of it; it stays", drive.name, device)
-            if place := health.moved_to(device):
-                self._unsaved |= place != drive.path
+            if place := self._moved(drive, device):
+                self._unsaved = True
                 self.document = catalog.with_place(self.document, drive.uuid, place)
                 drive = self.document.drive_of(drive.uuid)
             if drive.uuid in suspects:
@@ -326,18 +327,27 @@ class Engine:
                 self._unsaved = True
         return gone
 
-    def uneasy(self) -> bool:
-        """Whether a drive looks otherwise than it is known to be. Asks sysfs and files' names; needs no lock."""
+    def _moved(self, drive: Drive, device: str) -> str | None:
+        """Where a drive's file is now. That a file has the name says little: the kernel tells it as the process had it that
+        attached the file, which may have had mounts of its own.
+        """
+        place = health.moved_to(drive, device)
+        attached = loop.find(place) if place else None
+        return place if attached is not None and attached.path == device else None
+
+    def unease(self) -> frozenset[tuple[UUID, str]]:
+        """What about drives looks otherwise than it should. Asks sysfs and the names of files; needs no lock."""
+        found = set()
         for drive in self.document.drives:
             device = self._backings.get(drive.uuid)
             if drive.online and device is not None:
-                found = health.look(drive, device)
-                moved = health.moved_to(device) not in (None, drive.path)
-                if found.status is not DriveStatus.ONLINE or moved or health.released(device):
-                    return True
-                if found.reason and not drive.failing:
-                    return True
-        return False
+                below = health.below(device)
+                said = health.look(drive, device).reason or health.moved_to(drive, device) or ""
+                if below is not None and below.released:
+                    said += " released"
+                if said:
+                    found.add((drive.uuid, said))
+        return frozenset(found)
 
     def drives_behind(self, devices: frozenset[str]) -> frozenset[UUID]:
         """The drives that failed requests to these block devices were for: their own, or those of a LUN's SCSI disk."""

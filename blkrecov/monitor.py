@@ -36,6 +36,7 @@ class Monitor:
         self._array = array
         self._ended = False
         self._trouble = ""
+        self._unease: frozenset[tuple[UUID, str]] = frozenset()
 
     def end(self) -> None:
         self._ended = True
@@ -48,6 +49,7 @@ class Monitor:
             self._attend(frozenset())
             while not self._ended:
                 drives.follow(self._array.watched())
+                drives.happened()
                 with self._array.unlocked():
                     suspects = self._sleep(events, bell, drives)
                 if not self._ended:
@@ -66,7 +68,14 @@ class Monitor:
             self._trouble = ""
 
     def _sleep(self, events: EventWatcher, bell: Bell, drives: DriveWatcher) -> frozenset[UUID]:
-        """Until something is due. The drives on which requests have failed meanwhile."""
+        """Until something is due. The drives on which requests have failed meanwhile.
+
+        What a drive looks like when we have done all we can about it is no reason to begin again.
+        """
+        unease = self._array.unease()
+        if unease != self._unease:
+            self._unease = unease
+            return frozenset()
         poll = select.poll()
         drives.register(poll)
         poll.register(events.fileno(), select.POLLIN)
@@ -86,8 +95,10 @@ class Monitor:
                 return self._array.drives_behind(drives.happened()[1])
             changed, failed = drives.happened()
             suspects = self._array.drives_behind(failed)
-            if suspects or (changed and self._array.uneasy()) or self._array.outdated() or not (ready or busy):
+            if suspects or self._array.outdated() or not (ready or busy):
                 return suspects
+            if changed and self._array.unease() != unease:
+                return frozenset()
         return frozenset()
 
     def _patience_s(self) -> float:

@@ -5,8 +5,8 @@
     OFFLINE     there is nothing wrong with it but that it is not attached any more
     ONLINE      it serves; a file without a name serves too, until it is detached, and should be left while that is so
 
-A look costs nothing: no drive is opened. Whether a drive takes reads and writes is tried only where something has failed on it,
-with its own label, which is read and written back.
+A look costs nothing and tells nobody: it asks sysfs, and opens no drive. Whether a drive takes reads and writes is tried only where
+something has failed on it, with its own label, which is read and written back.
 """
 
 import os
@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from blkrecov.drives import loop, raw
+from blkrecov.drives import raw
 from blkrecov.drives.label import BLOCK
-from blkrecov.drives.loop import Inode, LoopDevice
 from blkrecov.drives.store import IoCounter
 from blkrecov.errors import BlkrecovError
 from blkrecov.model import Drive, DriveStatus
@@ -25,6 +24,19 @@ from blkrecov.units import SECTOR, Bytes, format_size
 
 _SYSFS: Final = Path("/sys/class/block")
 _LOOP: Final = re.compile(r"/dev/loop\d+")
+_DELETED: Final = " (deleted)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Below:
+    """What a loop device stands on, by sysfs. Kernel: drivers/block/loop.c, loop_attribute_attrs."""
+
+    file: str
+    """Its name, as the process had it that attached it; that may have had mounts of its own."""
+    deleted: bool
+    released: bool
+    """Somebody has told the device to go, which it does when the last one closes it."""
+    direct_io: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +50,32 @@ class Finding:
 WELL: Final = Finding(DriveStatus.ONLINE)
 
 
+def below(device: str) -> Below | None:
+    """None for a device that is no loop device, or has no file."""
+    if not _LOOP.fullmatch(device):
+        return None
+    directory = _SYSFS / Path(device).name / "loop"
+    try:
+        name = (directory / "backing_file").read_text(errors="surrogateescape").removesuffix("\n")
+        words = [(directory / attribute).read_text().strip() for attribute in ("autoclear", "dio")]
+    except OSError:
+        return None
+    deleted = name.endswith(_DELETED) and not Path(name).exists()
+    return Below(
+        file=name.removesuffix(_DELETED) if deleted else name,
+        deleted=deleted,
+        released=words[0] == "1",
+        direct_io=words[1] == "1",
+    )
+
+
 def look(drive: Drive, device: str) -> Finding:
     """What can be seen of a drive that is said to be on this device."""
     if not Path(device).exists() or not (_SYSFS / Path(device).name).exists():
         return Finding(DriveStatus.REMOVED, f"its device {device} has gone")
     if not _LOOP.fullmatch(device):
         return WELL
-    attached = _attached(device)
+    attached = below(device)
     if attached is None:
         return Finding(DriveStatus.OFFLINE, f"its file was detached from {device}")
     if attached.deleted:
@@ -52,7 +83,7 @@ def look(drive: Drive, device: str) -> Finding:
             DriveStatus.ONLINE, f"its file {drive.path} was deleted, and is gone for good when it is detached"
         )
     try:
-        size = Path(attached.backing_file).stat().st_size
+        size = Path(attached.file).stat().st_size
     except OSError:  # Named in another mount namespace, perhaps; I/O goes on.
         return WELL
     if size < drive.size:
@@ -76,42 +107,25 @@ def examine(drive: Drive, device: str, port: str, counter: IoCounter) -> Finding
     return found
 
 
-def moved_to(device: str) -> str | None:
-    """Where the file of a loop device is now. None for all other devices, for a file without a name, and for one whose name is no
-    use to us: the kernel tells it as the process had it that attached the file, which may have had mounts of its own.
-    """
-    attached = _attached(device) if _LOOP.fullmatch(device) else None
-    if attached is None or attached.deleted:
+def moved_to(drive: Drive, device: str) -> str | None:
+    """Where a drive's file is now, if it is not where it was."""
+    attached = below(device)
+    if attached is None or attached.deleted or attached.file == drive.path or Path(drive.path).exists():
         return None
-    try:
-        status = Path(attached.backing_file).stat()
-    except OSError:
-        return None
-    ours = Inode(status.st_dev, status.st_ino) == attached.backing
-    return attached.backing_file if ours else None
-
-
-def released(device: str) -> bool:
-    """Whether somebody has told a loop device to go, which it does when the last one closes it."""
-    attached = _attached(device) if _LOOP.fullmatch(device) else None
-    return attached is not None and attached.autoclear
-
-
-def _attached(device: str) -> LoopDevice | None:
-    return next((found for found in loop.attached() if found.path == device), None)
+    return attached.file if Path(attached.file).exists() else None
 
 
 def _exhausted(device: str) -> str:
     """Why the file system that a drive's file lies on takes no writes; empty where it does."""
-    attached = _attached(device) if _LOOP.fullmatch(device) else None
+    attached = below(device)
     if attached is None:
         return ""
     try:
-        below, file = os.statvfs(attached.backing_file), Path(attached.backing_file).stat()
+        room, file = os.statvfs(attached.file), Path(attached.file).stat()
     except OSError:
         return ""
-    if below.f_flag & os.ST_RDONLY:
-        return f"the file system that {attached.backing_file} lies on is mounted read-only"
-    if not below.f_bavail and file.st_blocks * SECTOR < file.st_size:
-        return f"the file system that {attached.backing_file} lies on is full"
+    if room.f_flag & os.ST_RDONLY:
+        return f"the file system that {attached.file} lies on is mounted read-only"
+    if not room.f_bavail and file.st_blocks * SECTOR < file.st_size:
+        return f"the file system that {attached.file} lies on is full"
     return ""

@@ -5,7 +5,8 @@
     uevents        a block device goes
     kernel's log   a request to a device has failed
 
-None of this says what has become of a drive (drives.health does): it is a reason to look.
+None of this says what has become of a drive (drives.health does): it is a reason to look. We open devices ourselves, so what
+has happened while the array was attended to is to be taken as seen: happened() once, then a look.
 """
 
 import select
@@ -18,7 +19,7 @@ import pyudev
 from inotify_simple import INotify, flags
 
 from blkrecov.dm.kmsg import LogMark
-from blkrecov.drives import loop
+from blkrecov.drives import health
 
 _FILE: Final = flags.ATTRIB | flags.MOVE_SELF | flags.DELETE_SELF
 _NODE: Final = flags.CLOSE_NOWRITE | flags.CLOSE_WRITE
@@ -54,14 +55,13 @@ class DriveWatcher:
     def follow(self, devices: Iterable[str]) -> None:
         """Watch these block devices from now on, and no others."""
         wanted: dict[str, int] = {}
-        attached = {device.path: device for device in loop.attached()}
         for device in devices:
-            below = attached.get(device)
+            below = health.below(device)
             if below is not None:
                 wanted[device] = _NODE
                 if not below.deleted:
                     # What is written through a loop device with direct I/O is no change of the file to inotify; a cut is one.
-                    wanted[below.backing_file] = _FILE | flags.MODIFY if below.direct_io else _FILE
+                    wanted[below.file] = _FILE | flags.MODIFY if below.direct_io else _FILE
         for path in self._watched.keys() - wanted.keys():
             with suppress(OSError):  # The kernel drops a watch with its file.
                 self._changes.rm_watch(self._watched.pop(path))
