@@ -5,8 +5,8 @@
     OFFLINE     there is nothing wrong with it but that it is not attached any more
     ONLINE      it serves; a file without a name serves too, until it is detached, and should be left while that is so
 
-A look costs nothing and tells nobody: it asks sysfs, and opens no drive. Whether a drive takes reads and writes is tried only where
-something has failed on it, with its own label, which is read and written back.
+A look costs nothing and wakes nobody: it asks sysfs, and opens no drive. Whether a drive takes reads and writes is tried only
+where something has failed on it, with its own label, which is read and written back.
 """
 
 import os
