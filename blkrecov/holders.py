@@ -18,6 +18,7 @@ from typing import Final
 
 from blkrecov.drives.probe import unescape
 from blkrecov.errors import AccessDenied, DeviceInUse, PathNotFound, ProviderFailure
+from blkrecov.page83 import sysfs
 
 _CLAIM: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_EXCL
 # udev's workers open every new or changed disk to probe it, for milliseconds, and survive its removal; so do the programs that
@@ -128,7 +129,7 @@ def _numbers(node: str) -> dict[int, str]:
     if number is None:
         raise PathNotFound(f"{node} is no block device")
     name = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
-    parts = {_device(part.read_text()): part.parent.name for part in name.glob(f"{name.name}*/dev")}
+    parts = {_device(part): partition for partition, part in sysfs.partition_numbers(name.name).items()}
     return {number: name.name, **parts}
 
 

@@ -106,8 +106,8 @@ def mounts(device: str) -> tuple[tuple[str, str], ...]:
     except OSError:
         return ()
     wanted = {f"{os.major(number)}:{os.minor(number)}"}
-    sysfs = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
-    wanted |= {partition.read_text().strip() for partition in sysfs.glob(f"{sysfs.name}*/dev")}
+    disk = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
+    wanted |= set(sysfs.partition_numbers(disk.name).values())
     found = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         left, _, right = line.partition(" - ")

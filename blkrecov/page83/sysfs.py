@@ -130,6 +130,16 @@ def partitions(disk: str) -> dict[str, tuple[Sectors, Sectors]]:
     return found
 
 
+def partition_numbers(disk: str) -> dict[str, str]:
+    """major:minor of a block device's partitions, by name. While its table is read anew they go, and come again."""
+    numbers = {}
+    for file in sorted((_BLOCK / Path(disk).name).glob("*/partition")):
+        number = _text(file.parent / "dev")
+        if number is not None:
+            numbers[file.parent.name] = number
+    return numbers
+
+
 def disk_sequence(disk: str) -> str | None:
     """The number that no other disk since boot has had, whatever its name. Linux kernels before 5.15 give none."""
     return _text(_BLOCK / Path(disk).name / "diskseq")
