@@ -2,9 +2,11 @@
 
     check     format, lint, types: scripts/check
     unit      tests/unit, here, in seconds
-    kernel    tests/kernel, each file in a guest of its own with a disk of its own, two guests at a time
-    crash     tests/crash, here, two files at a time; these boot guests themselves and cut their power
+    kernel    tests/kernel, each file in a guest of its own with a disk of its own
+    crash     tests/crash, here; these boot guests themselves and cut their power
     system    tests/system, here; these build the packages, and boot guests with systemd
+
+Two files run at a time, of whatever lane; a lane's time is that of its files together.
 
 A lane that ran no test has failed, and so has a guest that ended without results. In all lanes with guests a test that was
 skipped, or was expected to fail, counts as failed: there the kernel is what it is meant to be.
@@ -22,15 +24,17 @@ import tempfile
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-GUESTS: Final = 2
+LANES: Final = ("check", "unit", "kernel", "crash", "system")
+AT_ONCE: Final = 2
 # Files that take minutes, the longest first; what is not named here takes less.
 SLOWEST: Final = (
     "test_matrix_parity.py",
@@ -121,6 +125,26 @@ def results(junit: Path, status: int, what: str, *, strict: bool) -> Counts:
     return counts
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A part of a lane that runs by itself: it gives what it came to, and its output."""
+
+    lane: str
+    name: str
+    run: Callable[[], tuple[Counts, str]]
+
+
+def _said(lane: str, counts: Counts) -> str:
+    return "passed" if lane == "check" and counts.good else str(counts)
+
+
+def _together(name: str, parts: list[Lane]) -> Lane:
+    counts = sum((part.counts for part in parts), Counts())
+    if not parts:
+        counts = Counts(errors=1, trouble=(f"tests/{name} has no test files",))
+    return Lane(name, counts, sum(part.seconds for part in parts))
+
+
 class Runner:
     """Starts processes, and ends them when it is told to end itself."""
 
@@ -158,47 +182,49 @@ class Runner:
         for process in list(self._running):
             process.terminate()
 
-    def check(self) -> Counts:
-        status, _ = self.run([ROOT / "scripts/check"])
-        return Counts(failed=1, trouble=("scripts/check failed",)) if status else Counts()
+    def lanes(self, names: Sequence[str]) -> list[Lane]:
+        """Run the jobs of lanes, two at a time; print the output of each whole, when it has ended.
 
-    def unit(self) -> Counts:
-        junit = self._scratch / "unit.xml"
-        status, _ = self.run([sys.executable, "-m", "pytest", "tests/unit", "-q", f"--junit-xml={junit}"])
-        return results(junit, status, "pytest tests/unit", strict=False)
+        They go on together, so that no core waits for a lane's last file.
+        """
 
-    def kernel(self) -> Counts:
-        # What pytest makes of the files is kept beside them: done here once, for a guest takes seconds and forgets it.
-        collect = [sys.executable, "-m", "pytest", "tests/kernel", "-q", "--collect-only", "-p", "no:cacheprovider"]
-        self.run(collect, quiet=True)
-        return self._side_by_side("tests/kernel", self._guest)
-
-    def crash(self) -> Counts:
-        return self._side_by_side("tests/crash", self._around_guests)
-
-    def system(self) -> Counts:
-        return self._side_by_side("tests/system", self._around_guests)
-
-    def _side_by_side(self, directory: str, run: Callable[[Path], tuple[Counts, str]]) -> Counts:
-        """Run a directory's files, two at a time; print the output of each whole, when it has ended."""
-        # The longest files first, so that none is left alone at the end.
-        files = sorted(
-            ROOT.glob(f"{directory}/test_*.py"),
-            key=lambda file: SLOWEST.index(file.name) if file.name in SLOWEST else len(SLOWEST),
-        )
-        if not files:
-            return Counts(errors=1, trouble=(f"{directory} has no test files",))
-
-        def told(file: Path) -> Counts:
+        def told(job: Job) -> Lane:
             began = time.monotonic()
-            counts, output = run(file)
+            counts, output = job.run()
             took = time.monotonic() - began
             with self._lock:
-                print(f"----- {file.relative_to(ROOT)}: {counts} in {took:.1f}s\n{output.rstrip()}", flush=True)
-            return counts
+                print(f"----- {job.name}: {_said(job.lane, counts)} in {took:.1f}s\n{output.rstrip()}", flush=True)
+            return Lane(job.lane, counts, took)
 
-        with ThreadPoolExecutor(max_workers=GUESTS) as guests:
-            return sum(guests.map(told, files), Counts())
+        jobs = [job for name in names for job in self._jobs(name)]
+        with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
+            done = list(pool.map(told, jobs))
+        return [_together(name, [lane for lane in done if lane.name == name]) for name in names]
+
+    def _jobs(self, lane: str) -> list["Job"]:
+        """The longest files first, so that none is left alone at the end."""
+        if lane in ("check", "unit"):
+            return [Job(lane, lane, self._check if lane == "check" else self._unit)]
+        if lane == "kernel":
+            # What pytest makes of the files is kept beside them: done here once, for a guest takes seconds and forgets it.
+            collect = [sys.executable, "-m", "pytest", "tests/kernel", "-q", "--collect-only", "-p", "no:cacheprovider"]
+            self.run(collect, quiet=True)
+        files = sorted(
+            ROOT.glob(f"tests/{lane}/test_*.py"),
+            key=lambda file: SLOWEST.index(file.name) if file.name in SLOWEST else len(SLOWEST),
+        )
+        run = self._guest if lane == "kernel" else self._around_guests
+        return [Job(lane, str(file.relative_to(ROOT)), partial(run, file)) for file in files]
+
+    def _check(self) -> tuple[Counts, str]:
+        status, output = self.run([ROOT / "scripts/check"], quiet=True)
+        return (Counts(failed=1, trouble=("scripts/check failed",)) if status else Counts()), output
+
+    def _unit(self) -> tuple[Counts, str]:
+        junit = self._scratch / "unit.xml"
+        command = [sys.executable, "-m", "pytest", "tests/unit", "-q", f"--junit-xml={junit}"]
+        status, output = self.run(command, quiet=True)
+        return results(junit, status, "pytest tests/unit", strict=False), output
 
     def _around_guests(self, file: Path) -> tuple[Counts, str]:
         """Run one file of tests, which boots guests itself."""
@@ -251,7 +277,7 @@ def parse_arguments() -> argparse.Namespace:
         description="Run the tests.",
         epilog="check: format, lint, types. unit: no kernel needed, seconds. kernel, crash, system: on guests.",
     )
-    parser.add_argument("lane", nargs="?", choices=["check", "unit", "kernel", "crash", "system", "all"], default="all")
+    parser.add_argument("lane", nargs="?", choices=[*LANES, "all"], default="all")
     return parser.parse_args()
 
 
@@ -259,8 +285,7 @@ def report(lanes: list[Lane], seconds: float) -> bool:
     """Print a line for each lane and the closing one; whether all is well."""
     print()
     for lane in lanes:
-        tests = "passed" if lane.name == "check" and lane.counts.good else str(lane.counts)
-        print(f"{lane.name:<8}{tests} in {lane.seconds:.2f}s")
+        print(f"{lane.name:<8}{_said(lane.name, lane.counts)} in {lane.seconds:.2f}s")
         for sentence in lane.counts.trouble:
             print(f"        {sentence}")
     total = sum((lane.counts for lane in lanes), Counts())
@@ -280,20 +305,7 @@ def main() -> int:
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
-        known: dict[str, Callable[[], Counts]] = {
-            "check": runner.check,
-            "unit": runner.unit,
-            "kernel": runner.kernel,
-            "crash": runner.crash,
-            "system": runner.system,
-        }
-        lanes = []
-        for name, lane in known.items():
-            if wanted in (name, "all"):
-                print(f"===== {name} =====", flush=True)
-                start = time.monotonic()
-                counts = lane()
-                lanes.append(Lane(name, counts, time.monotonic() - start))
+        lanes = runner.lanes(LANES if wanted == "all" else (wanted,))
     return 0 if report(lanes, time.monotonic() - began) else 1
 
 
