@@ -318,6 +318,10 @@ class Engine:
         known = published(self._settings, self.document.array)
         return self._superseded() if known is None else known != self.document.sequence
 
+    def down(self) -> bool:
+        """Whether nothing of the array is in the kernel, as after stop(): its drives would have their ports at least."""
+        return bool(self.document.drives) and not observer.devices(self._control, self.document)
+
     def _publish(self) -> None:
         publish(self._settings, self.document.array, self.document.sequence)
         self.ring()

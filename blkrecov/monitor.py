@@ -34,9 +34,13 @@ class Monitor:
         self._array = array
         self._ended = False
         self._trouble = ""
+        self._down = False
 
     def end(self) -> None:
         self._ended = True
+        self.wake()
+
+    def wake(self) -> None:
         self._array.ring()
 
     def run(self) -> None:
@@ -54,7 +58,10 @@ class Monitor:
         """What cannot be done ends nothing: drives come back, and so does space to write to. It is told once."""
         try:
             self._array.catch_up()
-            self._array.attend()
+            # Stopped by somebody, with its tasks as they are: whoever brings it up goes on with them.
+            self._down = self._array.down()
+            if not self._down:
+                self._array.attend()
         except BlkrecovError as error:
             if error.message != self._trouble:
                 log.warning("array %s cannot be looked after: %s", self._array.document.name, error.message)
@@ -67,14 +74,15 @@ class Monitor:
         poll = select.poll()
         poll.register(events.fileno(), select.POLLIN)
         poll.register(bell.fileno(), select.POLLIN)
-        while not self._ended:
-            busy = not self._trouble and any(
+        while not (self._ended or self._is_wanted()):
+            busy = not (self._trouble or self._down) and any(
                 not task.state.ended and not task.paused for task in self._array.document.tasks
             )
             if busy:
                 if self._array.ripe():
                     return
                 self._array.govern()
+                self._ticked()
             ready = poll.poll(1000 * (TICK_S if busy else self._patience_s()))
             bell.hush()
             if any(descriptor == events.fileno() for descriptor, _ in ready):
@@ -82,6 +90,13 @@ class Monitor:
                 return
             if self._array.outdated() or not (ready or busy):
                 return
+
+    def _is_wanted(self) -> bool:
+        """Whether there is something else to do under the lock. Asked again after wake()."""
+        return False
+
+    def _ticked(self) -> None:
+        """Called while tasks are under way, without the lock."""
 
     def _patience_s(self) -> float:
         """How long to sleep while nothing happens."""

@@ -30,9 +30,10 @@ _PURE = """
     condition flapping progress schedule turns shadows resync reconnect revival changes signature
     dm.table dm.status dm.names dm.abi dm.superblock dm.cow dm.mirror_log drives.label page83.designator page83.identity
     page83.information dmrp.information dmrp.storage dmrp.notify
+    state bus.interfaces bus.objects
 """
 _ACTS = """
-    actor bell catalog events freeze holders mounting objects observer pressure settings journal surroundings
+    actor bell catalog events freeze holders mounting objects observer pressure settings journal surroundings systemd
     dm.control dm.events dm.kmsg dm.speed dm.sync dm.counters drives.loop drives.probe drives.raw drives.scan drives.store
     drives.holes page83.export page83.sysfs page83.udev page83.lun_information
 """
@@ -40,8 +41,8 @@ _ACTS = """
 PLACES = {
     **dict.fromkeys(_PURE.split(), Layer.PURE),
     **dict.fromkeys(_ACTS.split(), Layer.ACTS),
-    **dict.fromkeys(("engine", "running", "restoring", "array", "monitor", "session"), Layer.ENGINE),
-    "bus": Layer.BUS,
+    **dict.fromkeys(("engine", "running", "restoring", "array", "monitor", "session", "worker"), Layer.ENGINE),
+    **dict.fromkeys(("bus.methods", "bus.service"), Layer.BUS),
     "daemon": Layer.DAEMON,
 }
 # A face talks to the daemon through D-Bus, never by importing it.
