@@ -1,14 +1,14 @@
 """blkrecovd: looks after all arrays of the machine, and is org.blkrecov1 on the system bus.
 
 One event loop, which never blocks: it answers the bus, feeds the watchdog and starts a worker for each array, whose thread does
-whatever there is to do (blkrecov.worker). Arrays that are new on this machine ring a bell, so nothing is looked for
-while nothing happens.
+whatever there is to do (blkrecov.worker). Arrays that are new on this machine ring a bell, so nothing is looked for while nothing
+happens.
 
 Nothing of an array depends on this process. It may be stopped, killed or replaced at any moment: LUNs are the kernel's, tasks
 are in the configuration, and whoever opens the array next goes on.
 
-The watchdog is fed while the loop turns and every worker's thread lives. A worker that the kernel holds is no reason to be killed:
-its thread could not be, and the others would go with it. systemctl status tells what it is at.
+The watchdog is fed while the loop turns and every worker's thread lives. A worker that the kernel holds is no reason to be
+killed: its thread could not be, and the others would go with it. systemctl status tells what it is at.
 """
 
 import argparse
@@ -58,6 +58,7 @@ class Daemon:
         self._workers: dict[UUID, Worker] = {}
         self._first: dict[UUID, asyncio.Event] = {}
         self._states: dict[UUID, ArrayState] = {}
+        self._status = ""
         self._finding = asyncio.Lock()
         self._service = Service(bus, self)
         self._service.export()
@@ -97,7 +98,13 @@ class Daemon:
         self._states[state.uuid] = state
         self._service.update(state)
         self._first[state.uuid].set()
-        systemd.notify(STATUS=_status(list(self._states.values())))
+        self._tell_status()
+
+    def _tell_status(self) -> None:
+        status = _status(list(self._states.values()))
+        if status != self._status:
+            self._status = status
+            systemd.notify(STATUS=status)
 
     # Its life.
 

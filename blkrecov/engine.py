@@ -264,7 +264,9 @@ class Engine:
             if not drive.online:
                 continue
             try:
-                device = _kept(found.device) or loop.attach(found.path).path
+                # It was found as a file, perhaps, and attached by ourselves since.
+                attached = loop.find(found.path) if found.device is None else None
+                device = _kept(attached.path if attached else found.device) or loop.attach(found.path).path
             except BlkrecovError as error:
                 self._set_status(drive, DriveStatus.REMOVED, error.message)
                 continue

@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # How long a call may wait for its turn. Clients wait for 25 s by default, and ought to hear why it takes so long.
-BEGIN_S: Final = 15.0
+BEGIN_S: Final = 10.0
 _ENDED: Final = {state.value for state in TaskState if state.ended}
 _INTEGERS: Final = "ynqiuxt"
 
