@@ -15,9 +15,9 @@ class ArrayState:
     sequence: int = 0
     """The version of the configuration."""
     running: bool = False
-    """False while the array is stopped, or could not be opened."""
+    """False while the array is stopped, or was not opened yet."""
     trouble: str = ""
-    """Why it could not be opened, or cannot be looked after."""
+    """Why it could not be opened, or cannot be looked after. All else is what was known before."""
     auto_recover: bool | None = None
     scrub: str = "off"
     rate_min: int = 0
@@ -30,4 +30,6 @@ class ArrayState:
 
     @property
     def healthy(self) -> bool:
-        return self.running and all(row["health"] == "healthy" for row in (*self.drives, *self.luns))
+        return (
+            self.running and not self.trouble and all(row["health"] == "healthy" for row in (*self.drives, *self.luns))
+        )

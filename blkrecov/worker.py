@@ -125,7 +125,7 @@ class Worker:
         if error.message != self._state.trouble:
             log.warning("array %s cannot be looked after: %s", self._state.name, error.message)
         self._is_at(f"could not be opened ({error.message})")
-        self.tell(ArrayState(uuid=self._state.uuid, name=self._state.name, trouble=error.message))
+        self.tell(dataclasses.replace(self._state, trouble=error.message))
         while self._calls:
             future = self._calls.popleft().future
             if future.set_running_or_notify_cancel():

@@ -208,6 +208,8 @@ INTERFACES: Final = {
                 _method("InitializeForRestore", "", "session:o", "Open a restore session. It ends with its client."),
                 _method("Reenumerate", "", "arrived:as departed:as missing:as", "Look for the array's drives anew."),
                 _method("Refresh", "", "", "Read the properties of all that is known anew, and bring up what is down."),
+                _method("GetObjects", "", "json:s", "MS-DMRP's list of storage objects and tasks, as JSON."),
+                _method("GetEvents", "", "json:s", "What happened, oldest first, as JSON; the last so many.", "last:u"),
                 _method(
                     "Stop", "", "", "Take the array out of the kernel in good order. Refused while a LUN is in use."
                 ),
@@ -305,6 +307,12 @@ INTERFACES: Final = {
                     "shadow_copy:o task:o",
                     "Take a shadow copy. The task fills a plex.",
                     "plex:b store:t chunk:t layout:s drives:as export:b",
+                ),
+                _method(
+                    "Verify",
+                    "",
+                    "verified:b witnesses:a(sss)",
+                    "The page-83 gate: who says that it has which identity, and where. An error if they contradict each other.",
                 ),
                 _method(
                     "GetInformation", "", "json:s", "Its VDS_LUN_INFORMATION, by which a restore session finds it."

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
+import msgspec
 from msgspec import UNSET
 
 from blkrecov import provision
 from blkrecov.array import Array
 from blkrecov.bus import interfaces
 from blkrecov.bus.objects import NONE, drive_path, lun_path, task_path, uuid_of
+from blkrecov.dmrp.notify import view
 from blkrecov.errors import InvalidArgument, ObjectNotFound, ShadowNotFound
 from blkrecov.geometry import Request
 from blkrecov.model import Drive, DriveStatus, Fault, FaultKind, Layout, Lun, Schedule, Task
@@ -225,6 +227,22 @@ def _refresh(array: Array, _path: str, _arguments: Sequence[Any], _options: Opti
     return _simple(array.refresh)
 
 
+def _objects(array: Array, _path: str, _arguments: Sequence[Any], _options: Options) -> Prepared:
+    def act() -> Result:
+        found = array.objects()
+        return [msgspec.json.encode([view(item) for item in (*found.objects, *found.tasks)]).decode()]
+
+    return Prepared(list, act)
+
+
+def _events(array: Array, _path: str, _arguments: Sequence[Any], options: Options) -> Prepared:
+    def act() -> Result:
+        found = array.events.read(options.get("last"), array=array.document.name)
+        return [msgspec.json.encode(found).decode()]
+
+    return Prepared(list, act)
+
+
 def _stop(array: Array, _path: str, _arguments: Sequence[Any], _options: Options) -> Prepared:
     return _simple(array.stop)
 
@@ -312,6 +330,15 @@ def _delete(array: Array, path: str, _arguments: Sequence[Any], _options: Option
     return _carried_out(array, array.propose_delete(_lun(array, path).name))
 
 
+def _verify(array: Array, path: str, _arguments: Sequence[Any], _options: Options) -> Prepared:
+    def act() -> Result:
+        lun = _lun(array, path)
+        verified = array.verify(lun)
+        return [verified, [[each.source, each.naa or "", each.detail] for each in array.witnesses(lun)]]
+
+    return Prepared(list, act)
+
+
 def _information(array: Array, path: str, _arguments: Sequence[Any], _options: Options) -> Prepared:
     return Prepared(list, lambda: [to_json(array.information(_lun(array, path))).decode()])
 
@@ -360,6 +387,8 @@ HANDLERS: Final[Mapping[tuple[str, str], Handler]] = {
     (interfaces.ARRAY, "Configure"): _configure,
     (interfaces.ARRAY, "Reenumerate"): _reenumerate,
     (interfaces.ARRAY, "Refresh"): _refresh,
+    (interfaces.ARRAY, "GetObjects"): _objects,
+    (interfaces.ARRAY, "GetEvents"): _events,
     (interfaces.ARRAY, "Stop"): _stop,
     (interfaces.DRIVE, "Fail"): _fail,
     (interfaces.DRIVE, "Reconnect"): _reconnect,
@@ -372,6 +401,7 @@ HANDLERS: Final[Mapping[tuple[str, str], Handler]] = {
     (interfaces.LUN, "Extend"): _extend,
     (interfaces.LUN, "Delete"): _delete,
     (interfaces.LUN, "CreateShadowCopy"): _create_shadow_copy,
+    (interfaces.LUN, "Verify"): _verify,
     (interfaces.LUN, "GetInformation"): _information,
     (interfaces.SHADOW, "Extend"): _extend_store,
     (interfaces.SHADOW, "Delete"): _delete_shadow_copy,
