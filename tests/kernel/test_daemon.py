@@ -4,6 +4,7 @@ The bus is a dbus-daemon of the tests' own, with the system bus's policy and our
 """
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -432,6 +433,7 @@ def test_a_daemon_that_is_killed_is_followed_by_one_that_goes_on(lab: Lab, clien
         task = client.call(vol, LUN, "Recover", "a{sv}", {})
         client.until("a third", lambda: client.get(task, TASK, "Percent") >= 33)
         waiting = client.begin(task, TASK, "Wait", "a{sv}", {})
+        assert client.get(task, TASK, "State") == "in_progress"  # Asked after that, so it waits by now.
         first.kill()
         with pytest.raises(Refused) as refused:
             waiting.result(DEADLINE_S)
@@ -453,19 +455,63 @@ def test_a_command_beside_the_daemon_is_told_of(lab: Lab, client: Client) -> Non
         assert blkrecov(lab, "drive", "spare", "d2").status == 0
         d2 = client.named(DRIVE, "d2")
         client.until("the hot spare", lambda: client.changes(d2, "HotSpare") == [True])
+        assert client.get(d2, DRIVE, "HotSpare")
         assert blkrecov(lab, "drive", "fail", "d0").status == 0
         client.until("a task", lambda: client.get(array, ARRAY, "Tasks"))
         client.until("its end", lambda: client.get(f"{array}/task/1", TASK, "State") == "completed")
         assert client.get(vol, LUN, "Health") == "healthy"
 
+        slowly(array, client, MIB)
+        scrub = client.call(vol, LUN, "Scrub", "a{sv}", {})
         assert blkrecov(lab, "array", "stop").status == 0
         client.until("the stop", lambda: not client.get(array, ARRAY, "Running"))
         assert tables() == "No devices found"
+        assert client.get(scrub, TASK, "State") == "in_progress"
         client.call(array, ARRAY, "Configure", "a{sv}", {"rate-max": size(0)})
         assert client.get(array, ARRAY, "Running")
+        assert client.call(scrub, TASK, "Wait", "a{sv}", {})[:2] == ["completed", "S_OK"]
 
         assert blkrecov(lab, "array", "create", "second").status == 0
         client.until("the second array", lambda: len(client.get(ROOT, MANAGER, "Arrays")) == 2)
+
+
+def test_what_a_client_does_with_tasks_and_plans(lab: Lab, client: Client) -> None:
+    """A plan does nothing; a task is held up, let go on, sped up and stopped."""
+    with running(lab):
+        array, vol = made(client, lab)
+        wanted = [Variant("s", "more"), Variant("s", "raid1"), size(MIB)]
+        steps = client.call(array, ARRAY, "Plan", "sava{sv}", "CreateLun", wanted, {})
+        assert any("blkrecov-lab-more" in line for line in steps)
+        assert client.get(array, ARRAY, "Luns") == [vol]
+        with pytest.raises(Refused) as refused:
+            client.call(array, ARRAY, "Plan", "sava{sv}", "CreateLun", wanted[:2], {})
+        assert refused.value.name == "org.blkrecov1.Error.E_INVALIDARG"
+
+        slowly(array, client, MIB)
+        task = client.call(vol, LUN, "Scrub", "a{sv}", {"repair": Variant("b", True)})
+        client.call(task, TASK, "Pause", "a{sv}", {})
+        assert client.get(task, TASK, "Paused")
+        client.call(task, TASK, "Resume", "a{sv}", {})
+        client.call(task, TASK, "SetRates", "a{sv}", {"rate-max": size(2 * MIB)})
+        assert (client.get(task, TASK, "Paused"), client.get(task, TASK, "RateMax")) == (False, 2 * MIB)
+        waiting = client.begin(task, TASK, "Wait", "a{sv}", {})
+        client.call(task, TASK, "Cancel", "a{sv}", {})
+        assert waiting.result(DEADLINE_S)[:2] == ["cancelled", "VDS_E_OPERATION_CANCELED"]
+        assert (client.get(task, TASK, "Percent"), client.get(vol, LUN, "Health")) == (0, "healthy")
+
+        verified, witnesses = client.call(vol, LUN, "Verify", "a{sv}", {})
+        naa = client.get(vol, LUN, "Naa")
+        assert (verified, [list(row[:2]) for row in witnesses]) == (
+            True,
+            [[each, naa] for each in ("metadata", "sysfs", "udev")],
+        )
+        kinds = {row["kind"] for row in json.loads(client.call(array, ARRAY, "GetObjects", "a{sv}", {}))}
+        assert {"disk", "region", "volume"} <= kinds
+        (event,) = json.loads(client.call(array, ARRAY, "GetEvents", "a{sv}", {"last": Variant("u", 1)}))
+        assert event["array"] == "lab"
+        client.call(client.named(DRIVE, "d2"), DRIVE, "Remove", "a{sv}", {})
+        client.call(vol, LUN, "Delete", "a{sv}", {})
+        assert client.get(array, ARRAY, "Luns") == []
 
 
 def test_nobody_but_root_changes_anything_and_the_group_may_read(lab: Lab, client: Client) -> None:
@@ -496,11 +542,11 @@ def test_a_daemon_sleeps_feeds_the_watchdog_and_leaves_luns_as_they_are(lab: Lab
         disk = client.get(vol, LUN, "Device")
         digest = fill(disk, LUN_SIZE, seed=4)
         run("udevadm", "settle")
-        time.sleep(2)
+        time.sleep(1)
         before = daemon.switches()
-        time.sleep(5)
+        time.sleep(3)
         woken = daemon.switches() - before
-        print(f"daemon: idle for 5 s it has gone to sleep {woken} times")
+        print(f"daemon: idle for 3 s it has gone to sleep {woken} times")
         assert woken <= 2
 
         second = subprocess.run(
