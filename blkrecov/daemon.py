@@ -8,7 +8,7 @@ Nothing of an array depends on this process. It may be stopped, killed or replac
 are in the configuration, and whoever opens the array next goes on.
 
 The watchdog is fed while the loop turns and every worker's thread lives. A worker that the kernel holds is no reason to be
-killed: its thread could not be, and the others would go with it. systemctl status tells what it is at.
+killed: its thread could not be, and the others would go with it. Then systemctl status tells what it is at.
 """
 
 import argparse
@@ -31,11 +31,10 @@ from blkrecov import systemd
 from blkrecov.array import Array
 from blkrecov.bell import Bell
 from blkrecov.bus.interfaces import NAME
-from blkrecov.bus.service import Service
+from blkrecov.bus.service import BEGIN_S, Service
 from blkrecov.engine import create_array, list_arrays
 from blkrecov.errors import AccessDenied, BlkrecovError, DeviceInUse, ObjectDeleted, ProviderFailure
-from blkrecov.monitor import AGAIN_S
-from blkrecov.settings import Settings
+from blkrecov.settings import Settings, remembered
 from blkrecov.state import ArrayState
 from blkrecov.worker import Worker
 
@@ -59,7 +58,6 @@ class Daemon:
         self._first: dict[UUID, asyncio.Event] = {}
         self._states: dict[UUID, ArrayState] = {}
         self._status = ""
-        self._finding = asyncio.Lock()
         self._service = Service(bus, self)
         self._service.export()
 
@@ -76,18 +74,20 @@ class Daemon:
 
     async def create(self, name: str) -> UUID:
         made = await asyncio.to_thread(create_array, self._settings, name)
-        await self.find()
+        self._look_after(made.uuid, made.name)
         await self._first[made.uuid].wait()
         return made.uuid
 
     async def find(self) -> None:
-        """Start a worker for each array that has none."""
-        async with self._finding:
-            for found in await asyncio.to_thread(list_arrays, self._settings):
-                if found.uuid not in self._workers:
-                    self._first[found.uuid] = asyncio.Event()
-                    self._workers[found.uuid] = Worker(self._settings, found.uuid, found.name, self._told)
-                    self._workers[found.uuid].start()
+        for found in await asyncio.to_thread(list_arrays, self._settings):
+            self._look_after(found.uuid, found.name)
+
+    def _look_after(self, array: UUID, name: str) -> None:
+        """Start a worker for an array that has none."""
+        if array not in self._workers:
+            self._first[array] = asyncio.Event()
+            self._workers[array] = Worker(self._settings, array, name, self._told)
+            self._workers[array].start()
 
     def _told(self, state: ArrayState) -> None:
         """In a worker's thread, which may outlive the loop if the kernel holds it."""
@@ -102,6 +102,8 @@ class Daemon:
 
     def _tell_status(self) -> None:
         status = _status(list(self._states.values()))
+        stuck = [worker for worker in self._workers.values() if worker.busy_s > BEGIN_S]
+        status = "; ".join((status, *(f"array {worker.name} {worker.doing}" for worker in stuck)))
         if status != self._status:
             self._status = status
             systemd.notify(STATUS=status)
@@ -112,17 +114,19 @@ class Daemon:
         """Until `ended` is set. Raises: DeviceInUse where another daemon listens."""
         self._settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         with Bell(self._settings.bell) as bell:
-            searches: set[asyncio.Task[None]] = set()
 
             def rung() -> None:
                 bell.hush()
-                search = self._loop.create_task(self._find_again())
-                searches.add(search)
-                search.add_done_callback(searches.discard)
+                for array in remembered(self._settings):
+                    self._look_after(array.uuid, array.name)
 
             self._loop.add_reader(bell.fileno(), rung)
             try:
-                await self._find_again()
+                try:
+                    await self.find()
+                except (BlkrecovError, OSError) as error:
+                    log.warning("arrays cannot be looked for: %s", error)
+                    rung()
                 await self._until_ready()
                 systemd.notify(READY="1")
                 self._feed()
@@ -131,14 +135,6 @@ class Daemon:
             finally:
                 self._loop.remove_reader(bell.fileno())
                 await self._let_go()
-
-    async def _find_again(self) -> None:
-        """As find(), for nobody who waits for it: what went wrong is told, and tried again."""
-        try:
-            await self.find()
-        except (BlkrecovError, OSError) as error:
-            log.warning("arrays cannot be looked for: %s", error)
-            self._loop.call_later(AGAIN_S, lambda: self._loop.create_task(self._find_again()))
 
     async def _until_ready(self) -> None:
         waiting = [self._loop.create_task(event.wait()) for event in self._first.values()]
@@ -151,19 +147,20 @@ class Daemon:
         period_s = systemd.watchdog_s()
         if period_s is None:
             return
-        dead = [str(uuid) for uuid, worker in self._workers.items() if not worker.alive]
+        dead = [worker.name for worker in self._workers.values() if not worker.alive]
         if dead:
             log.error("nobody looks after the arrays %s any more: the watchdog is not fed", ", ".join(dead))
             return
         systemd.notify(WATCHDOG="1")
+        self._tell_status()
         self._loop.call_later(period_s / 2, self._feed)
 
     async def _let_go(self) -> None:
         for worker in self._workers.values():
             worker.end()
-        for uuid, worker in self._workers.items():
+        for worker in self._workers.values():
             if not await asyncio.to_thread(worker.join, GOING_S):
-                log.warning("array %s is left as it is: it %s", uuid, worker.doing)
+                log.warning("array %s is left as it is: it %s", worker.name, worker.doing)
 
 
 def _status(states: list[ArrayState]) -> str:

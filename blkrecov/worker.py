@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_IDLE: Final = "is idle"
+
 
 class Unexpected(BlkrecovError):
     """What nobody thought of. Its traceback is in the daemon's log."""
@@ -54,6 +56,7 @@ class Worker:
     """`publish` is called by the thread, with each state that differs from the one before."""
 
     def __init__(self, settings: Settings, uuid: UUID, name: str, publish: Callable[[ArrayState], None]) -> None:
+        self.name: Final = name
         self._settings = settings
         self._publish = publish
         self._calls: deque[_Call] = deque()
@@ -90,6 +93,12 @@ class Worker:
         words, since = self._at
         return f"{words}, for {time.monotonic() - since:.0f} s by now"
 
+    @property
+    def busy_s(self) -> float:
+        """For how long it has been at the same thing; 0 while it is idle."""
+        words, since = self._at
+        return 0.0 if words == _IDLE else time.monotonic() - since
+
     def call(self, what: str, function: Callable[[Array], T]) -> Future[T]:
         """Have this done as soon as the thread is at leisure. `what` says so to others who have to wait. A future that has not
         begun may be cancelled.
@@ -114,7 +123,7 @@ class Worker:
             except BlkrecovError as error:
                 self._failed(error)
             except Exception as error:
-                log.exception("array %s", self._state.name)
+                log.exception("array %s", self.name)
                 self._failed(Unexpected(f"{type(error).__name__}: {error}"))
             finally:
                 self._monitor = None
@@ -123,7 +132,7 @@ class Worker:
 
     def _failed(self, error: BlkrecovError) -> None:
         if error.message != self._state.trouble:
-            log.warning("array %s cannot be looked after: %s", self._state.name, error.message)
+            log.warning("array %s cannot be looked after: %s", self.name, error.message)
         self._is_at(f"could not be opened ({error.message})")
         self.tell(dataclasses.replace(self._state, trouble=error.message))
         while self._calls:
@@ -154,7 +163,7 @@ class _Attendant(Monitor):
         return bool(self._worker._calls)
 
     def _sleep(self, events: EventWatcher, bell: Bell) -> None:
-        self._worker._is_at("is idle")
+        self._worker._is_at(_IDLE)
         super()._sleep(events, bell)
         self._worker._is_at("waits for another process that works on this machine's arrays")
 
@@ -170,18 +179,22 @@ class _Attendant(Monitor):
 
     def _carry_out(self, call: _Call) -> None:
         """The answer is given when the state tells what has changed."""
+        answer, failure = None, None
         try:
             self._bring_up()
             answer = call.function(self._array)
         except BlkrecovError as error:
-            self._tell()
-            call.future.set_exception(error)
+            failure = error
         except Exception as error:
             log.exception("array %s, %s", self._array.document.name, call.what)
-            call.future.set_exception(Unexpected(f"{type(error).__name__}: {error}"))
-        else:
+            failure = Unexpected(f"{type(error).__name__}: {error}")
+        try:
             self._tell()
-            call.future.set_result(answer)
+        finally:
+            if failure is not None:
+                call.future.set_exception(failure)
+            else:
+                call.future.set_result(answer)
 
     def _bring_up(self) -> None:
         self._array.reload()
