@@ -1,17 +1,19 @@
 """The monitor: looks after an array for as long as it runs, and does nothing while nothing happens.
 
-It sleeps until the kernel tells of an event (device-mapper's control node), another process has changed the array (its bell), or
-the next scrub is due; then it takes the lock, does what is due (Array.attend), and lets go again. Only while tasks are under way
-does it look four times a second, because progress makes no events. Whatever it does any command does as well: it can be killed
-at any moment, and the next one goes on.
+It sleeps until the kernel tells of an event (device-mapper's control node), something of the array is mounted or unmounted,
+another process has changed the array (its bell), or the next scrub is due; then it takes the lock, does what is due (Array.attend), and
+lets go again. Only while tasks are under way does it look four times a second, because progress makes no events. Whatever it does
+any command does as well: it can be killed at any moment, and the next one goes on.
 """
 
 import logging
 import select
 import time
+from pathlib import Path
 from typing import Final
+from uuid import UUID
 
-from blkrecov import schedule
+from blkrecov import objects, schedule
 from blkrecov.array import TICK_S, Array
 from blkrecov.bell import Bell
 from blkrecov.dm.events import EventWatcher
@@ -25,6 +27,7 @@ AGAIN_S: Final = 10.0
 SCRUB_AGAIN_S: Final = 3600.0
 # The kernel tells nobody that a shadow copy's store fills up, so as long as there is one it is looked at.
 STORES_S: Final = 10.0
+MOUNTS: Final = Path("/proc/self/mountinfo")
 
 
 class Monitor:
@@ -35,6 +38,7 @@ class Monitor:
         self._ended = False
         self._trouble = ""
         self._down = False
+        self._mounted: frozenset[tuple[UUID, str, str]] = frozenset()
 
     def end(self) -> None:
         self._ended = True
@@ -45,12 +49,12 @@ class Monitor:
 
     def run(self) -> None:
         """Until end() is called. Raises: DeviceInUse where the array has a monitor already."""
-        with Bell(self._array.bell) as bell, EventWatcher() as events:
+        with Bell(self._array.bell) as bell, EventWatcher() as events, open(MOUNTS, "rb") as mounts:
             events.changed()
             self._attend()
             while not self._ended:
                 with self._array.unlocked():
-                    self._sleep(events, bell)
+                    self._sleep(events, bell, mounts.fileno())
                 if not self._ended:
                     self._attend()
 
@@ -62,6 +66,7 @@ class Monitor:
             self._down = self._array.down()
             if not self._down:
                 self._array.attend()
+            self._mounted = self._mounts()
         except BlkrecovError as error:
             if error.message != self._trouble:
                 log.warning("array %s cannot be looked after: %s", self._array.document.name, error.message)
@@ -69,9 +74,16 @@ class Monitor:
         else:
             self._trouble = ""
 
-    def _sleep(self, events: EventWatcher, bell: Bell) -> None:
+    def _mounts(self) -> frozenset[tuple[UUID, str, str]]:
+        """(LUN, partition, mount point) of all that is mounted from the array."""
+        found = objects.mounted(self._array.document, self._array.observed)
+        return frozenset((each.lun, each.part, each.path) for each in found)
+
+    def _sleep(self, events: EventWatcher, bell: Bell, mounts: int) -> None:
         """Until something is due."""
         poll = select.poll()
+        # The kernel tells a poll of every change since the one before (fs/proc_namespace.c, mounts_poll()).
+        poll.register(mounts, select.POLLPRI)
         poll.register(events.fileno(), select.POLLIN)
         poll.register(bell.fileno(), select.POLLIN)
         while not (self._ended or self._is_wanted()):
@@ -87,6 +99,8 @@ class Monitor:
             bell.hush()
             if any(descriptor == events.fileno() for descriptor, _ in ready):
                 events.arm()
+                return
+            if any(descriptor == mounts for descriptor, _ in ready) and self._mounts() != self._mounted:
                 return
             if self._array.outdated() or not (ready or busy):
                 return

@@ -162,9 +162,9 @@ class _Attendant(Monitor):
     def _is_wanted(self) -> bool:
         return bool(self._worker._calls)
 
-    def _sleep(self, events: EventWatcher, bell: Bell) -> None:
+    def _sleep(self, events: EventWatcher, bell: Bell, mounts: int) -> None:
         self._worker._is_at(_IDLE)
-        super()._sleep(events, bell)
+        super()._sleep(events, bell, mounts)
         self._worker._is_at("waits for another process that works on this machine's arrays")
 
     def _attend(self) -> None:

@@ -6,6 +6,7 @@ The bus is a dbus-daemon of the tests' own, with the system bus's policy and our
 import asyncio
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -284,7 +285,6 @@ def test_the_demo_over_the_bus(lab: Lab, client: Client) -> None:
         array, vol = made(client, lab)
         disk = client.get(vol, LUN, "Device")
         assert disk.startswith("/dev/sd")
-        before = fill(disk, LUN_SIZE, seed=1)
 
         client.call(client.named(DRIVE, "d1"), DRIVE, "Fail", "a{sv}", {})
         assert client.get(vol, LUN, "Health") == "failed_redundancy"
@@ -305,6 +305,15 @@ def test_the_demo_over_the_bus(lab: Lab, client: Client) -> None:
         told = [each.member for each in client.heard if each.path == task]
         assert (told[-2:], client.changes(task, "State")) == (["PropertiesChanged", "Completed"], ["completed"])
         assert client.get(vol, LUN, "Health") == "healthy"
+
+        run("mkfs.ext4", "-q", "-F", "-E", "nodiscard", disk)
+        point = lab.directory / "point"
+        point.mkdir()
+        run("mount", disk, str(point))
+        client.until("the mount", lambda: client.get(vol, LUN, "Mounts") == [(str(point), "ext4")])
+        run("umount", str(point))
+        client.until("its end", lambda: client.get(vol, LUN, "Mounts") == [])
+        before = checksum(disk)
 
         copy, begun = client.call(vol, LUN, "CreateShadowCopy", "sa{sv}", "before", {})
         assert (begun, client.get(array, ARRAY, "ShadowCopies")) == ("/", [copy])
@@ -447,6 +456,40 @@ def test_a_daemon_that_is_killed_is_followed_by_one_that_goes_on(lab: Lab, clien
         assert client.call(task, TASK, "Wait", "a{sv}", {})[:2] == ["completed", "S_OK"]
         assert (client.get(vol, LUN, "Health"), client.get(vol, LUN, "Device")) == ("healthy", disk)
         assert checksum(disk) == digest
+
+
+@pytest.mark.long
+def test_a_daemon_may_be_killed_at_any_moment(lab: Lab, client: Client) -> None:
+    """Whatever it was at: the next one has an array in order, with all of a LUN or nothing, and every task ends."""
+    seed = random.randrange(2**32)
+    print(f"daemon: killed at the moments of seed {seed}")
+    moments = random.Random(seed)
+    with running(lab):
+        array, vol = made(client, lab)
+        digest = fill(client.get(vol, LUN, "Device"), LUN_SIZE, seed=5)
+    for number in range(8):
+        with running(lab) as daemon:
+            for drive in ("d0", "d1", "d2"):
+                if client.get(client.named(DRIVE, drive), DRIVE, "Status") != "online":
+                    client.call(client.named(DRIVE, drive), DRIVE, "Reconnect", "a{sv}", {})
+            client.until("health", lambda: client.get(vol, LUN, "Health") == "healthy")
+            wanted = [
+                client.begin(array, ARRAY, "CreateLun", "ssta{sv}", f"n{number}", "linear", MIB, {}),
+                client.begin(client.named(DRIVE, moments.choice(("d0", "d1"))), DRIVE, "Fail", "a{sv}", {}),
+                client.begin(vol, LUN, "Recover", "a{sv}", {}),
+            ]
+            time.sleep(moments.uniform(0, 4))
+            daemon.kill()
+            for each in wanted:
+                with suppress(Refused):
+                    each.result(DEADLINE_S)
+    with running(lab):
+        for path, known in client.objects().items():
+            if TASK in known:
+                client.call(path, TASK, "Wait", "a{sv}", {})
+            if LUN in known:
+                assert (client.get(path, LUN, "Status"), client.get(path, LUN, "Verified")) == ("online", True)
+        assert checksum(client.get(vol, LUN, "Device")) == digest
 
 
 def test_a_command_beside_the_daemon_is_told_of(lab: Lab, client: Client) -> None:
