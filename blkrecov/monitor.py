@@ -1,9 +1,9 @@
 """The monitor: looks after an array for as long as it runs, and does nothing while nothing happens.
 
 It sleeps until the kernel tells of an event (device-mapper's control node), something of the array is mounted or unmounted,
-another process has changed the array (its bell), or the next scrub is due; then it takes the lock, does what is due (Array.attend), and
-lets go again. Only while tasks are under way does it look four times a second, because progress makes no events. Whatever it does
-any command does as well: it can be killed at any moment, and the next one goes on.
+another process has changed the array (its bell), or the next scrub is due; then it takes the lock, does what is due
+(Array.attend), and lets go again. Only while tasks are under way does it look four times a second, because progress makes no
+events. Whatever it does any command does as well: it can be killed at any moment, and the next one goes on.
 """
 
 import logging

@@ -458,6 +458,14 @@ def test_a_daemon_that_is_killed_is_followed_by_one_that_goes_on(lab: Lab, clien
         assert checksum(disk) == digest
 
 
+def well_again(client: Client, array: str) -> None:
+    """All drives are back, and all LUNs whole."""
+    for path, known in client.objects().items():
+        if DRIVE in known and known[DRIVE]["Status"] != "online":
+            client.call(path, DRIVE, "Reconnect", "a{sv}", {})
+    client.until("health", lambda: client.get(array, ARRAY, "Healthy"))
+
+
 @pytest.mark.long
 def test_a_daemon_may_be_killed_at_any_moment(lab: Lab, client: Client) -> None:
     """Whatever it was at: the next one has an array in order, with all of a LUN or nothing, and every task ends."""
@@ -469,10 +477,7 @@ def test_a_daemon_may_be_killed_at_any_moment(lab: Lab, client: Client) -> None:
         digest = fill(client.get(vol, LUN, "Device"), LUN_SIZE, seed=5)
     for number in range(8):
         with running(lab) as daemon:
-            for drive in ("d0", "d1", "d2"):
-                if client.get(client.named(DRIVE, drive), DRIVE, "Status") != "online":
-                    client.call(client.named(DRIVE, drive), DRIVE, "Reconnect", "a{sv}", {})
-            client.until("health", lambda: client.get(vol, LUN, "Health") == "healthy")
+            well_again(client, array)
             wanted = [
                 client.begin(array, ARRAY, "CreateLun", "ssta{sv}", f"n{number}", "linear", MIB, {}),
                 client.begin(client.named(DRIVE, moments.choice(("d0", "d1"))), DRIVE, "Fail", "a{sv}", {}),
@@ -484,6 +489,7 @@ def test_a_daemon_may_be_killed_at_any_moment(lab: Lab, client: Client) -> None:
                 with suppress(Refused):
                     each.result(DEADLINE_S)
     with running(lab):
+        well_again(client, array)
         for path, known in client.objects().items():
             if TASK in known:
                 client.call(path, TASK, "Wait", "a{sv}", {})
