@@ -89,8 +89,10 @@ def _number(path: str) -> int:
 
 
 def _positive(value: int, what: str) -> Bytes:
-    if value <= 0:
-        raise InvalidArgument(f"{what} is {value} bytes", remedy="give a number of bytes above zero")
+    if not 0 < value < 2**63:
+        raise InvalidArgument(
+            f"{what} is {value} bytes", remedy="give a number of bytes from one to what a file can have"
+        )
     return Bytes(value)
 
 

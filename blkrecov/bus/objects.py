@@ -29,6 +29,17 @@ Objects: TypeAlias = Mapping[str, Interfaces]
 _AUTO: Final = {None: "default", True: "on", False: "off"}
 
 
+def plain(value: Any) -> Any:
+    """A value without what D-Bus's strings cannot hold: a path may have bytes that are no UTF-8, which show as \\udcXX."""
+    match value:
+        case str():
+            return value.encode(errors="backslashreplace").decode().replace("\0", "\\0")
+        case list() | tuple():
+            return [plain(item) for item in value]
+        case _:
+            return value
+
+
 def array_path(array: UUID) -> str:
     return f"{ROOT}/array/{array.hex}"
 

@@ -37,6 +37,7 @@ from blkrecov.bus.objects import (
     array_path,
     changes,
     children,
+    plain,
     session_object,
     session_path,
     task_path,
@@ -101,6 +102,7 @@ class Service:
     def __init__(self, bus: MessageBus, arrays: Arrays) -> None:
         self._bus = bus
         self._arrays = arrays
+        self._version = version("blkrecov")
         self._known: dict[UUID, Objects] = {}
         self._names: dict[UUID, str] = {}
         self._sessions: dict[str, _Session] = {}
@@ -124,7 +126,7 @@ class Service:
 
     def _manager(self) -> Mapping[str, Any]:
         arrays = [array_path(uuid) for uuid in sorted(self._known, key=lambda uuid: self._names[uuid])]
-        return {"Version": version("blkrecov"), "Arrays": arrays}
+        return {"Version": self._version, "Arrays": arrays}
 
     def update(self, state: ArrayState) -> None:
         """An array is like this now: tell those who listen, then wake those who wait for a task, then tell that it has ended."""
@@ -168,7 +170,7 @@ class Service:
 
     def _signal(self, path: str, interface: str, member: str, signature: str, body: list[Any]) -> None:
         if self._bus.connected:
-            self._bus.send(Message.new_signal(path, interface, member, signature, body))
+            self._bus.send(Message.new_signal(path, interface, member, signature, plain(body)))
 
     # Messages.
 
@@ -285,7 +287,7 @@ class Service:
 
     def _reply(self, message: Message, signature: str, body: list[Any]) -> None:
         if not message.flags & MessageFlag.NO_REPLY_EXPECTED and self._bus.connected:
-            self._bus.send(Message.new_method_return(message, signature, body))
+            self._bus.send(Message.new_method_return(message, signature, plain(body)))
 
     def _fail(self, message: Message, error: StandardError | BlkrecovError) -> None:
         if isinstance(error, BlkrecovError):
@@ -301,7 +303,7 @@ class Service:
                     reply_serial=message.serial,
                     error_name=name,
                     signature=signature,
-                    body=body,
+                    body=plain(body),
                 )
             )
 
@@ -472,7 +474,7 @@ def _typed(known: Interfaces) -> dict[str, dict[str, Variant]]:
     """With each property as a variant of its type."""
     return {
         name: {
-            item.name: Variant(item.type, properties[item.name])
+            item.name: Variant(item.type, plain(properties[item.name]))
             for item in INTERFACES[name].properties
             if item.name in properties
         }

@@ -27,6 +27,7 @@ from blkrecov.bus.objects import (
     children,
     drive_path,
     lun_path,
+    plain,
     session_object,
     session_path,
     task_path,
@@ -138,6 +139,15 @@ def test_children_are_what_is_right_below() -> None:
     assert children(paths, "/org") == ("a", "ab")
     assert children(paths, "/org/a") == ("x",)
     assert children(paths, "/org/a/x/1") == ()
+
+
+@given(st.text() | st.binary().map(lambda data: data.decode(errors="surrogateescape")))
+def test_every_name_can_be_told(text: str) -> None:
+    """A file's name may hold any byte, D-Bus's strings may not."""
+    told = plain([text, (text, 1)])
+    assert told == [told[0], [told[0], 1]]
+    assert "\0" not in told[0].encode().decode()
+    assert plain("vol é") == "vol é"
 
 
 _properties = st.dictionaries(st.sampled_from("ABC"), st.integers(0, 2), min_size=3, max_size=3)
