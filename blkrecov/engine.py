@@ -270,7 +270,9 @@ class Engine:
             if not drive.online:
                 continue
             try:
-                device = _kept(found.device) or loop.attach(found.path).path
+                # It was found as a file, perhaps, and attached by ourselves since.
+                attached = loop.find(found.path) if found.device is None else None
+                device = _kept(attached.path if attached else found.device) or loop.attach(found.path).path
             except BlkrecovError as error:
                 self._set_status(drive, DriveStatus.OFFLINE, error.message)
                 continue
@@ -350,12 +352,12 @@ class Engine:
         return frozenset(found)
 
     def drives_behind(self, devices: frozenset[str]) -> frozenset[UUID]:
-        """The drives that failed requests to these block devices were for: their own, or those of a LUN's SCSI disk."""
+        """The drives online that failed requests to these block devices were for: their own, or those of a LUN's SCSI disk."""
         found = {uuid for uuid, device in self._backings.items() if device.removeprefix("/dev/") in devices}
         for lun in self.document.luns:
             exported = self.observed.exports.get(lun.uuid)
             if exported is not None and exported.disk.removeprefix("/dev/") in devices:
-                found |= lun.drives
+                found |= lun.drives & self._backings.keys()
         return frozenset(found)
 
     def watched(self) -> tuple[str, ...]:
@@ -390,6 +392,10 @@ class Engine:
         """Whether another process of this machine has written a version of the document since. Asks a file, and no drive."""
         known = published(self._settings, self.document.array)
         return self._superseded() if known is None else known != self.document.sequence
+
+    def down(self) -> bool:
+        """Whether nothing of the array is in the kernel, as after stop(): its drives would have their ports at least."""
+        return bool(self.document.drives) and not observer.devices(self._control, self.document)
 
     def _publish(self) -> None:
         publish(self._settings, self.document.array, self.document.sequence)

@@ -1,18 +1,20 @@
 """The monitor: looks after an array for as long as it runs, and does nothing while nothing happens.
 
-It sleeps until the kernel tells of an event (device-mapper's control node), something happens to a drive or its file, another
-process has changed the array (its bell), or the next scrub is due; then it takes the lock, does what is due (Array.attend), and
-lets go again. Only while tasks are under way does it look four times a second, because progress makes no events. Whatever it does
-any command does as well: it can be killed at any moment, and the next one goes on.
+It sleeps until the kernel tells of an event (device-mapper's control node), something happens to a drive or its file, something
+of the array is mounted or unmounted, another process has changed the array (its bell), or the next scrub is due; then it takes
+the lock, does what is due (Array.attend), and lets go again. Only while tasks are under way does it look four times a second,
+because progress makes no events. Whatever it does any command does as well: it can be killed at any moment, and the next one goes
+on.
 """
 
 import logging
 import select
 import time
+from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-from blkrecov import schedule
+from blkrecov import objects, schedule
 from blkrecov.array import TICK_S, Array
 from blkrecov.bell import Bell
 from blkrecov.dm.events import EventWatcher
@@ -27,6 +29,7 @@ AGAIN_S: Final = 10.0
 SCRUB_AGAIN_S: Final = 3600.0
 # The kernel tells nobody that a shadow copy's store fills up, so as long as there is one it is looked at.
 STORES_S: Final = 10.0
+MOUNTS: Final = Path("/proc/self/mountinfo")
 
 
 class Monitor:
@@ -37,21 +40,32 @@ class Monitor:
         self._ended = False
         self._trouble = ""
         self._unease: frozenset[tuple[UUID, str]] = frozenset()
+        self._down = False
+        self._mounted: frozenset[tuple[UUID, str, str]] = frozenset()
 
     def end(self) -> None:
         self._ended = True
+        self.wake()
+
+    def wake(self) -> None:
         self._array.ring()
 
     def run(self) -> None:
         """Until end() is called. Raises: DeviceInUse where the array has a monitor already."""
-        with Bell(self._array.bell) as bell, EventWatcher() as events, DriveWatcher() as drives:
+        with (
+            Bell(self._array.bell) as bell,
+            EventWatcher() as events,
+            DriveWatcher() as drives,
+            open(MOUNTS, "rb") as mounts,
+        ):
             events.changed()
             self._attend(frozenset())
             while not self._ended:
                 drives.follow(self._array.watched())
-                drives.happened()
-                with self._array.unlocked():
-                    suspects = self._sleep(events, bell, drives)
+                suspects = self._array.drives_behind(drives.happened()[1])
+                if not suspects:
+                    with self._array.unlocked():
+                        suspects = self._sleep(events, bell, drives, mounts.fileno())
                 if not self._ended:
                     self._attend(suspects)
 
@@ -59,7 +73,11 @@ class Monitor:
         """What cannot be done ends nothing: drives come back, and so does space to write to. It is told once."""
         try:
             self._array.catch_up()
-            self._array.attend(suspects=suspects)
+            # Stopped by somebody, with its tasks as they are: whoever brings it up goes on with them.
+            self._down = self._array.down()
+            if not self._down:
+                self._array.attend(suspects=suspects)
+            self._mounted = self._mounts()
         except BlkrecovError as error:
             if error.message != self._trouble:
                 log.warning("array %s cannot be looked after: %s", self._array.document.name, error.message)
@@ -67,7 +85,12 @@ class Monitor:
         else:
             self._trouble = ""
 
-    def _sleep(self, events: EventWatcher, bell: Bell, drives: DriveWatcher) -> frozenset[UUID]:
+    def _mounts(self) -> frozenset[tuple[UUID, str, str]]:
+        """(LUN, partition, mount point) of all that is mounted from the array."""
+        found = objects.mounted(self._array.document, self._array.observed)
+        return frozenset((each.lun, each.part, each.path) for each in found)
+
+    def _sleep(self, events: EventWatcher, bell: Bell, drives: DriveWatcher, mounts: int) -> frozenset[UUID]:
         """Until something is due. The drives on which requests have failed meanwhile.
 
         What a drive looks like when we have done all we can about it is no reason to begin again.
@@ -78,16 +101,19 @@ class Monitor:
             return frozenset()
         poll = select.poll()
         drives.register(poll)
+        # The kernel tells a poll of every change since the one before (fs/proc_namespace.c, mounts_poll()).
+        poll.register(mounts, select.POLLPRI)
         poll.register(events.fileno(), select.POLLIN)
         poll.register(bell.fileno(), select.POLLIN)
-        while not self._ended:
-            busy = not self._trouble and any(
+        while not (self._ended or self._is_wanted()):
+            busy = not (self._trouble or self._down) and any(
                 not task.state.ended and not task.paused for task in self._array.document.tasks
             )
             if busy:
                 if self._array.ripe():
                     return frozenset()
                 self._array.govern()
+                self._ticked()
             ready = poll.poll(1000 * (TICK_S if busy else self._patience_s()))
             bell.hush()
             if any(descriptor == events.fileno() for descriptor, _ in ready):
@@ -99,7 +125,16 @@ class Monitor:
                 return suspects
             if changed and self._array.unease() != unease:
                 return frozenset()
+            if any(descriptor == mounts for descriptor, _ in ready) and self._mounts() != self._mounted:
+                return frozenset()
         return frozenset()
+
+    def _is_wanted(self) -> bool:
+        """Whether there is something else to do under the lock. Asked again after wake()."""
+        return False
+
+    def _ticked(self) -> None:
+        """Called while tasks are under way, without the lock."""
 
     def _patience_s(self) -> float:
         """How long to sleep while nothing happens."""

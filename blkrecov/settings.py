@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, Self
 from uuid import UUID
 
+from blkrecov.bell import ring
 from blkrecov.errors import InvalidArgument
 
 CONFIGURATION: Final = Path("/etc/blkrecov/blkrecov.toml")
@@ -49,6 +50,11 @@ class Settings:
         if "BLKRECOV_DIRECTORIES" in os.environ:
             directories = tuple(item for item in os.environ["BLKRECOV_DIRECTORIES"].split(":") if item)
         return cls(state=Path(os.environ.get("BLKRECOV_STATE", STATE)), directories=directories)
+
+    @property
+    def bell(self) -> Path:
+        """Where the daemon listens for arrays that are new on this machine."""
+        return self.state / "arrays.bell"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +97,7 @@ def remembered(settings: Settings) -> tuple[Remembered, ...]:
 
 
 def remember(settings: Settings, array: Remembered) -> None:
-    """Write the hint, whole or not at all; not at all when it is what is there already."""
+    """Write the hint, whole or not at all; not at all when it is what is there already. The daemon hears of it."""
     if array in remembered(settings):
         return
     settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -100,3 +106,4 @@ def remember(settings: Settings, array: Remembered) -> None:
     content = {"uuid": str(array.uuid), "name": array.name, "paths": list(array.paths)}
     fresh.write_text(json.dumps(content, indent=2) + "\n")
     fresh.replace(target)
+    ring(settings.bell)

@@ -30,11 +30,11 @@ _PURE = """
     condition family flapping progress remove schedule turns shadows resync reconnect revival changes signature
     dm.table dm.status dm.names dm.abi dm.superblock dm.cow dm.mirror_log drives.label page83.designator page83.identity
     page83.information dmrp.information dmrp.storage dmrp.notify
-    page83.information
     overview traffic metrics
+    state bus.interfaces bus.objects
 """
 _ACTS = """
-    actor bell catalog events freeze holders mounting objects observer pressure settings journal surroundings
+    actor bell catalog events freeze holders mounting objects observer pressure settings journal surroundings systemd
     dm.control dm.events dm.kmsg dm.speed dm.sync dm.counters drives.loop drives.probe drives.raw drives.scan drives.store
     drives.health drives.holes drives.watch watch metrics_server page83.export page83.sysfs page83.udev page83.lun_information
 """
@@ -42,8 +42,10 @@ _ACTS = """
 PLACES = {
     **dict.fromkeys(_PURE.split(), Layer.PURE),
     **dict.fromkeys(_ACTS.split(), Layer.ACTS),
-    **dict.fromkeys(("engine", "running", "restoring", "array", "monitor", "session", "survey", "boot"), Layer.ENGINE),
-    "bus": Layer.BUS,
+    **dict.fromkeys(
+        ("engine", "running", "restoring", "array", "monitor", "session", "survey", "boot", "worker"), Layer.ENGINE
+    ),
+    **dict.fromkeys(("bus.methods", "bus.service"), Layer.BUS),
     "daemon": Layer.DAEMON,
     "manual": Layer.CLI,
 }

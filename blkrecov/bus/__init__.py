@@ -1,0 +1,1 @@
+"""The array on D-Bus: org.blkrecov1."""

@@ -1,0 +1,532 @@
+"""org.blkrecov1 on a connection: every message to us is answered in here.
+
+Properties, introspection and the list of objects are answered from the last state that was told (update()), so nothing that an
+array is stuck in can hold up an answer. Methods are handed to the array's worker; how long one may take once it was begun is the
+kernel's business, but one that is not begun in time fails and says what the worker is at.
+
+An error's first word is its message and, on the next line, its remedy, for clients that show one string; the HRESULT (u) and the
+remedy alone (s) follow.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from typing import Any, Final, Protocol, TypeVar
+from uuid import UUID
+
+from dbus_fast import Message, MessageFlag, MessageType, Variant
+from dbus_fast.aio import MessageBus
+
+from blkrecov.array import Array
+from blkrecov.bus import interfaces
+from blkrecov.bus.interfaces import INTERFACES, MANAGED, MANAGER, SESSION, STANDARD, TASK, Interface, Method
+from blkrecov.bus.methods import HANDLERS, Options, Result
+from blkrecov.bus.objects import (
+    ROOT,
+    Added,
+    Changed,
+    Interfaces,
+    Objects,
+    Removed,
+    array_objects,
+    array_of,
+    array_path,
+    changes,
+    children,
+    plain,
+    session_object,
+    session_path,
+    task_path,
+    uuid_of,
+)
+from blkrecov.errors import AccessDenied, BadState, BlkrecovError, InvalidArgument, ObjectDeleted, TimedOut
+from blkrecov.model import TaskState
+from blkrecov.page83.information import LunInformation, from_json
+from blkrecov.resync import Options as ResyncOptions
+from blkrecov.session import RestoreSession
+from blkrecov.state import ArrayState
+from blkrecov.worker import Unexpected
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# How long a call may wait for its turn. Clients wait for 25 s by default, and ought to hear why it takes so long.
+BEGIN_S: Final = 10.0
+_ENDED: Final = {state.value for state in TaskState if state.ended}
+_INTEGERS: Final = "ynqiuxt"
+
+
+class Arrays(Protocol):
+    """What the service asks of whoever runs the workers."""
+
+    def call(self, array: UUID, what: str, function: Callable[[Array], T]) -> Future[T]:
+        """Raises: ObjectDeleted for an array without worker."""
+
+    def doing(self, array: UUID) -> str: ...
+
+    async def create(self, name: str) -> UUID:
+        """Make an array, and tell of it. Raises: what engine.create_array() does."""
+
+    async def find(self) -> None:
+        """Look for arrays anew."""
+
+
+class StandardError(Exception):
+    """An error of D-Bus's own."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = f"org.freedesktop.DBus.Error.{name}"
+
+
+@dataclass
+class _Session:
+    """A restore that a client has opened. The pairs are looked up anew for each call, for the array changes meanwhile."""
+
+    path: str
+    owner: str
+    array: UUID
+    pairs: list[tuple[str, str]] = field(default_factory=list)
+    restore: RestoreSession | None = None
+    task: int | None = None
+
+
+class Service:
+    """Made in the event loop's thread, which all of its methods belong to. export() begins to answer."""
+
+    def __init__(self, bus: MessageBus, arrays: Arrays) -> None:
+        self._bus = bus
+        self._arrays = arrays
+        self._version = version("blkrecov")
+        self._known: dict[UUID, Objects] = {}
+        self._names: dict[UUID, str] = {}
+        self._sessions: dict[str, _Session] = {}
+        self._next_session = 1
+        self._waiting: dict[str, list[Message]] = {}
+        self._answering: set[asyncio.Task[None]] = set()
+
+    def export(self) -> None:
+        self._bus.add_message_handler(self._handle)
+
+    # What is there.
+
+    @property
+    def objects(self) -> Objects:
+        found: dict[str, Interfaces] = {ROOT: {MANAGER: self._manager()}}
+        for known in self._known.values():
+            found.update(known)
+        for session in self._sessions.values():
+            found[session.path] = session_object(session.owner, session.array, session.task)
+        return found
+
+    def _manager(self) -> Mapping[str, Any]:
+        arrays = [array_path(uuid) for uuid in sorted(self._known, key=lambda uuid: self._names[uuid])]
+        return {"Version": self._version, "Arrays": arrays}
+
+    def update(self, state: ArrayState) -> None:
+        """An array is like this now: tell those who listen, then wake those who wait for a task, then tell that it has ended."""
+        before = self._known.get(state.uuid, {})
+        after = array_objects(state)
+        is_new = state.uuid not in self._known
+        self._known[state.uuid], self._names[state.uuid] = after, state.name
+        self._tell(before, after)
+        if is_new:
+            self._signal(
+                ROOT,
+                interfaces.PROPERTIES,
+                "PropertiesChanged",
+                "sa{sv}as",
+                self._changed(MANAGER, self._manager(), {"Arrays"}),
+            )
+        for path in list(self._waiting):
+            if array_of(path) == state.uuid and (path not in after or _ended(after[path])):
+                for message in self._waiting.pop(path):
+                    self._answer_wait(message, after.get(path))
+        for path, known in after.items():
+            if TASK in known and path in before and _ended(known) and not _ended(before[path]):
+                self._signal(path, TASK, "Completed", "ssuss", _outcome(known))
+
+    def _tell(self, before: Objects, after: Objects) -> None:
+        for change in changes(before, after):
+            match change:
+                case Removed(path, names):
+                    self._signal(ROOT, interfaces.OBJECT_MANAGER, "InterfacesRemoved", "oas", [path, list(names)])
+                case Added(path, added):
+                    self._signal(
+                        ROOT, interfaces.OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", [path, _typed(added)]
+                    )
+                case Changed(path, name, properties):
+                    body = self._changed(name, properties, properties)
+                    self._signal(path, interfaces.PROPERTIES, "PropertiesChanged", "sa{sv}as", body)
+
+    def _changed(self, interface: str, properties: Mapping[str, Any], names: Iterable[str]) -> list[Any]:
+        values = {name: properties[name] for name in names}
+        return [interface, _typed({interface: values})[interface], []]
+
+    def _signal(self, path: str, interface: str, member: str, signature: str, body: list[Any]) -> None:
+        if self._bus.connected:
+            self._bus.send(Message.new_signal(path, interface, member, signature, plain(body)))
+
+    # Messages.
+
+    def _handle(self, message: Message) -> Message | bool | None:
+        if message.message_type is MessageType.SIGNAL and message.member == "NameOwnerChanged":
+            name, _, owner = message.body
+            if not owner and message.sender == "org.freedesktop.DBus":
+                self._client_left(name)
+            return None
+        if message.message_type is not MessageType.METHOD_CALL or message.interface == interfaces.PEER:
+            return None
+        try:
+            self._dispatch(message)
+        except (StandardError, BlkrecovError) as error:
+            self._fail(message, error)
+        except Exception as error:
+            log.exception("%s.%s of %s", message.interface, message.member, message.path)
+            self._fail(message, Unexpected(f"{type(error).__name__}: {error}"))
+        return True
+
+    def _dispatch(self, message: Message) -> None:
+        path, member = message.path or "", message.member or ""
+        there = self.objects
+        if path not in there:
+            if member == "Introspect" and (below := children(there, path)):
+                self._reply(message, "s", [interfaces.introspection((), below)])
+                return
+            raise StandardError("UnknownObject", f"there is no object {path}")
+        known = there[path]
+        own = [INTERFACES[name] for name in known] + ([MANAGED] if path == ROOT else [])
+        interface, method = _chosen((*own, *STANDARD), message)
+        match method.name:
+            case "Introspect":
+                self._reply(message, "s", [interfaces.introspection(own, children(there, path))])
+            case "GetManagedObjects":
+                objects = {name: _typed(held) for name, held in there.items() if name != ROOT}
+                self._reply(message, method.result, [objects])
+            case "GetAll":
+                self._reply(message, "a{sv}", [_typed(known).get(_known_name(message.body[0], own), {})])
+            case "Get":
+                self._reply(message, "v", [_property(known, *message.body)])
+            case "Set":
+                raise StandardError("PropertyReadOnly", f"{message.body[1]} is read only")
+            case _:
+                *arguments, given = message.body
+                options = _options(given, method)
+                self._call(message, interface, method, arguments, options)
+
+    def _call(
+        self, message: Message, interface: Interface, method: Method, arguments: Sequence[Any], options: Options
+    ) -> None:
+        """Those of our own interfaces, which may take their time."""
+        path = message.path or ""
+        if interface.name == TASK and method.name == "Wait":
+            self._wait(message, options)
+            return
+        if interface.name == MANAGER:
+            answer = self._of_manager(method, arguments)
+        elif interface.name == SESSION:
+            answer = self._of_session(self._sessions[path], message, method, arguments, options)
+        elif method.name == "InitializeForRestore":
+            answer = self._open_session(message)
+        elif method.name == "Plan":
+            answer = self._plan(path, interface, arguments)
+        else:
+            handler = HANDLERS[interface.name, method.name]
+            answer = self._in_array(path, method.name, lambda array: handler(array, path, arguments, options).act())
+        self._answer_later(message, method, answer)
+
+    def _answer_later(self, message: Message, method: Method, answer: Coroutine[Any, Any, Result]) -> None:
+        async def answered() -> None:
+            try:
+                result = await answer
+            except (StandardError, BlkrecovError) as error:
+                self._fail(message, error)
+            except Exception as error:
+                log.exception("%s of %s", method.name, message.path)
+                self._fail(message, Unexpected(f"{type(error).__name__}: {error}"))
+            else:
+                self._reply(message, method.result, result)
+
+        task = asyncio.get_running_loop().create_task(answered())
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _in_array(self, path: str, what: str, function: Callable[[Array], T]) -> T:
+        """Raises: TimedOut for what could not be begun in time."""
+        uuid = array_of(path)
+        assert uuid is not None, f"{path} is of no array"
+        call = self._arrays.call(uuid, what, function)
+        future = asyncio.wrap_future(call)
+        await asyncio.wait({future}, timeout=BEGIN_S)
+        if not future.done() and call.cancel():
+            raise TimedOut(
+                f"{what} was not begun within {BEGIN_S:g} s: array {self._names[uuid]!r} {self._arrays.doing(uuid)}",
+                remedy="try again later; nothing was done",
+            )
+        return await future
+
+    def _plan(self, path: str, interface: Interface, arguments: Sequence[Any]) -> Coroutine[Any, Any, Result]:
+        name, variants = arguments
+        method = interface.method(name)
+        handler = HANDLERS.get((interface.name, name))
+        if method is None or handler is None:
+            raise InvalidArgument(f"{interface.name} has no method {name!r} that could be planned")
+        given = [variant.value for variant in variants]
+        options: Options = {}
+        if len(given) == len(method.takes):
+            options = _options(given.pop(), method)
+        types = [variant.signature for variant in variants[: len(given)]]
+        if types != [argument.type for argument in method.takes[:-1]]:
+            raise InvalidArgument(f"{name} takes {method.signature}, without or with the options")
+        return self._in_array(path, f"Plan {name}", lambda array: [list(handler(array, path, given, options).plan())])
+
+    def _reply(self, message: Message, signature: str, body: list[Any]) -> None:
+        if not message.flags & MessageFlag.NO_REPLY_EXPECTED and self._bus.connected:
+            self._bus.send(Message.new_method_return(message, signature, plain(body)))
+
+    def _fail(self, message: Message, error: StandardError | BlkrecovError) -> None:
+        if isinstance(error, BlkrecovError):
+            name, signature = f"{interfaces.ERRORS}{error.code.name}", "sus"
+            body: list[Any] = [f"{error.message}\n{error.remedy}", error.code.hresult, error.remedy]
+        else:
+            name, signature, body = error.name, "s", [str(error)]
+        if not message.flags & MessageFlag.NO_REPLY_EXPECTED and self._bus.connected:
+            self._bus.send(
+                Message(
+                    message_type=MessageType.ERROR,
+                    destination=message.sender,
+                    reply_serial=message.serial,
+                    error_name=name,
+                    signature=signature,
+                    body=plain(body),
+                )
+            )
+
+    # The manager.
+
+    def _of_manager(self, method: Method, arguments: Sequence[Any]) -> Coroutine[Any, Any, Result]:
+        async def create() -> Result:
+            return [array_path(await self._arrays.create(arguments[0]))]
+
+        async def rescan() -> Result:
+            await self._arrays.find()
+            return [self._manager()["Arrays"]]
+
+        return create() if method.name == "CreateArray" else rescan()
+
+    # Waiting for a task.
+
+    def _wait(self, message: Message, options: Options) -> None:
+        path = message.path or ""
+        known = self.objects[path]
+        if _ended(known):
+            self._answer_wait(message, known)
+            return
+        self._waiting.setdefault(path, []).append(message)
+        if "timeout" in options:
+            asyncio.get_running_loop().call_later(options["timeout"], self._out_of_patience, path, message)
+
+    def _out_of_patience(self, path: str, message: Message) -> None:
+        if message in self._waiting.get(path, ()):
+            self._waiting[path].remove(message)
+            self._fail(message, TimedOut("the task has not ended by then; it goes on"))
+
+    def _answer_wait(self, message: Message, known: Interfaces | None) -> None:
+        if known is None:
+            self._fail(message, ObjectDeleted(f"nobody remembers {message.path}", remedy="it has ended long ago"))
+        else:
+            self._reply(message, "ssuss", _outcome(known))
+
+    # Restore sessions.
+
+    async def _open_session(self, message: Message) -> Result:
+        path, owner = message.path or "", message.sender or ""
+        uuid = array_of(path)
+        assert uuid is not None
+        await self._in_array(path, "InitializeForRestore", lambda array: RestoreSession(array).begin())
+        await self._ask_bus("AddMatch", _left(owner))
+        session = _Session(session_path(self._next_session), owner, uuid)
+        self._next_session += 1
+        self._sessions[session.path] = session
+        self._tell({}, {session.path: session_object(owner, uuid, None)})
+        if not await self._ask_bus("NameHasOwner", owner):
+            self._client_left(owner)  # It went before we listened.
+        return [session.path]
+
+    async def _ask_bus(self, member: str, argument: str) -> bool:
+        answer = await self._bus.call(
+            Message(
+                destination="org.freedesktop.DBus",
+                path="/org/freedesktop/DBus",
+                interface="org.freedesktop.DBus",
+                member=member,
+                signature="s",
+                body=[argument],
+            )
+        )
+        return bool(answer is not None and answer.body and answer.body[0] is True)
+
+    def _client_left(self, owner: str) -> None:
+        for session in [each for each in self._sessions.values() if each.owner == owner]:
+            self._end(session)
+
+    def _end(self, session: _Session) -> None:
+        del self._sessions[session.path]
+        self._tell({session.path: session_object(session.owner, session.array, session.task)}, {})
+        if not any(other.owner == session.owner for other in self._sessions.values()):
+            forget = self._ask_bus("RemoveMatch", _left(session.owner))
+            task = asyncio.get_running_loop().create_task(_unheard(forget))
+            self._answering.add(task)
+            task.add_done_callback(self._answering.discard)
+
+    async def _of_session(
+        self, session: _Session, message: Message, method: Method, arguments: Sequence[Any], options: Options
+    ) -> Result:
+        if message.sender != session.owner:
+            raise AccessDenied("this restore session is another client's", remedy="open one of your own")
+        path = array_path(session.array)
+        match method.name:
+            case "Add":
+                pair = (arguments[0], arguments[1])
+                await self._in_array(path, "Add", lambda array: _restore(array, [pair]))
+                session.pairs.append(pair)
+                return []
+            case "Resync":
+                return [await self._resync(session, options)]
+            case "Plan":
+                return [await self._in_array(path, "Plan Resync", partial(_planned, session.pairs))]
+            case "End":
+                self._end(session)
+                return []
+        restore = session.restore
+        if restore is None:
+            raise BadState("nothing is being restored in this session", remedy="begin with Resync")
+        ask = restore.status if method.name == "Status" else restore.cancel
+        code = await self._in_array(path, method.name, lambda _: ask())
+        return [code.name, code.hresult]
+
+    async def _resync(self, session: _Session, options: Options) -> str:
+        wanted = ResyncOptions(
+            undo=options.get("undo", False),
+            verify=options.get("verify", False),
+            any_volume=options.get("no-volume-check", False),
+            forced=frozenset(text.lower().removeprefix("0x").removeprefix("naa.") for text in options.get("force", ())),
+        )
+        revert = options.get("revert-identity", False)
+
+        def begun(array: Array) -> tuple[RestoreSession, int]:
+            restore = _restore(array, session.pairs)
+            return restore, restore.resync(wanted, revert_identity=revert).id
+
+        before = session_object(session.owner, session.array, session.task)
+        session.restore, number = await self._in_array(array_path(session.array), "Resync", begun)
+        session.task = number
+        if session.path in self._sessions:
+            after = session_object(session.owner, session.array, session.task)
+            self._tell({session.path: before}, {session.path: after})
+        return task_path(session.array, number)
+
+
+def _restore(array: Array, pairs: Iterable[tuple[str, str]]) -> RestoreSession:
+    restore = RestoreSession(array)
+    restore.begin()
+    for source, target in pairs:
+        restore.add(_meant(source), _meant(target) if target else None)
+    return restore
+
+
+def _planned(pairs: Iterable[tuple[str, str]], array: Array) -> list[str]:
+    proposal, _ = _restore(array, pairs).propose()
+    return [line for step in array.plan(proposal) for line in step.lines()]
+
+
+def _meant(text: str) -> str | LunInformation:
+    """Raises: InvalidArgument for JSON that is no VDS_LUN_INFORMATION."""
+    if text.startswith("{"):
+        return from_json(text)
+    uuid = uuid_of(text) if text.startswith("/") else None
+    return str(uuid) if uuid is not None else text
+
+
+def _left(owner: str) -> str:
+    return f"type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='{owner}'"
+
+
+async def _unheard(awaited: Awaitable[object]) -> None:
+    """An answer that is of no interest."""
+    await awaited
+
+
+def _ended(known: Interfaces) -> bool:
+    return TASK in known and known[TASK]["State"] in _ENDED
+
+
+def _outcome(known: Interfaces) -> Result:
+    return [known[TASK][name] for name in ("State", "Result", "HResult", "Message", "Remedy")]
+
+
+def _typed(known: Interfaces) -> dict[str, dict[str, Variant]]:
+    """With each property as a variant of its type."""
+    return {
+        name: {
+            item.name: Variant(item.type, plain(properties[item.name]))
+            for item in INTERFACES[name].properties
+            if item.name in properties
+        }
+        for name, properties in known.items()
+    }
+
+
+def _chosen(offered: Iterable[Interface], message: Message) -> tuple[Interface, Method]:
+    """Who is meant; a caller may leave the interface out. Raises: StandardError."""
+    offered = list(offered)
+    if message.interface is not None and message.interface not in {interface.name for interface in offered}:
+        raise StandardError("UnknownInterface", f"{message.path} has no interface {message.interface}")
+    for interface in offered:
+        method = interface.method(message.member or "")
+        if method is not None and message.interface in (None, interface.name):
+            if method.signature != message.signature:
+                raise StandardError(
+                    "InvalidArgs", f"{method.name} takes {method.signature!r}, not {message.signature!r}"
+                )
+            return interface, method
+    raise StandardError("UnknownMethod", f"{message.interface or message.path} has no method {message.member}")
+
+
+def _known_name(name: str, own: Iterable[Interface]) -> str:
+    if name not in {interface.name for interface in (*own, *STANDARD)}:
+        raise StandardError("UnknownInterface", f"there is no interface {name} here")
+    return name
+
+
+def _property(known: Interfaces, interface: str, name: str) -> Variant:
+    if interface not in known:
+        raise StandardError("UnknownInterface", f"there is no interface {interface} here")
+    typed = _typed({interface: known[interface]})[interface]
+    if name not in typed:
+        raise StandardError("UnknownProperty", f"{interface} has no property {name}")
+    return typed[name]
+
+
+def _options(given: Mapping[str, Variant], method: Method) -> Options:
+    """Options as plain values. Any integer will do where one is wanted. Raises: InvalidArgument."""
+    known = method.options or {}
+    found = {}
+    for name, variant in given.items():
+        if name not in known:
+            words = ", ".join(known) or "none"
+            raise InvalidArgument(f"{method.name} has no option {name!r}", remedy=f"the options that it knows: {words}")
+        wanted = known[name]
+        integers = wanted in _INTEGERS and variant.signature in _INTEGERS and variant.value >= 0
+        if not (integers or wanted == variant.signature or (wanted == "d" and variant.signature in _INTEGERS)):
+            raise InvalidArgument(
+                f"option {name} of {method.name} cannot be {variant.value!r} ({variant.signature})",
+                remedy=f"its type is {wanted}",
+            )
+        found[name] = variant.value
+    return found

@@ -1,0 +1,217 @@
+"""blkrecovd: looks after all arrays of the machine, and is org.blkrecov1 on the system bus.
+
+One event loop, which never blocks: it answers the bus, feeds the watchdog and starts a worker for each array, whose thread does
+whatever there is to do (blkrecov.worker). Arrays that are new on this machine ring a bell, so nothing is looked for while nothing
+happens.
+
+Nothing of an array depends on this process. It may be stopped, killed or replaced at any moment: LUNs are the kernel's, tasks
+are in the configuration, and whoever opens the array next goes on.
+
+The watchdog is fed while the loop turns and every worker's thread lives. A worker that the kernel holds is no reason to be
+killed: its thread could not be, and the others would go with it. Then systemctl status tells what it is at.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from importlib.metadata import version
+from typing import Final, TypeVar
+from uuid import UUID
+
+from dbus_fast import BusType, NameFlag, RequestNameReply
+from dbus_fast.aio import MessageBus
+
+from blkrecov import systemd
+from blkrecov.array import Array
+from blkrecov.bell import Bell
+from blkrecov.bus.interfaces import NAME
+from blkrecov.bus.service import BEGIN_S, Service
+from blkrecov.engine import create_array, list_arrays
+from blkrecov.errors import AccessDenied, BlkrecovError, DeviceInUse, ObjectDeleted, ProviderFailure
+from blkrecov.settings import Settings, remembered
+from blkrecov.state import ArrayState
+from blkrecov.worker import Worker
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# How long the start waits for arrays that are slow to come up, before it says that it is ready.
+READY_S: Final = 20.0
+# How long a worker may take to let go of its array before we go without it.
+GOING_S: Final = 5.0
+
+
+class Daemon:
+    """Made and run in an event loop."""
+
+    def __init__(self, settings: Settings, bus: MessageBus) -> None:
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._workers: dict[UUID, Worker] = {}
+        self._first: dict[UUID, asyncio.Event] = {}
+        self._states: dict[UUID, ArrayState] = {}
+        self._status = ""
+        self._service = Service(bus, self)
+        self._service.export()
+
+    # What the service asks for.
+
+    def call(self, array: UUID, what: str, function: Callable[[Array], T]) -> Future[T]:
+        worker = self._workers.get(array)
+        if worker is None:
+            raise ObjectDeleted(f"there is no array {array}")
+        return worker.call(what, function)
+
+    def doing(self, array: UUID) -> str:
+        return self._workers[array].doing
+
+    async def create(self, name: str) -> UUID:
+        made = await asyncio.to_thread(create_array, self._settings, name)
+        self._look_after(made.uuid, made.name)
+        await self._first[made.uuid].wait()
+        return made.uuid
+
+    async def find(self) -> None:
+        for found in await asyncio.to_thread(list_arrays, self._settings):
+            self._look_after(found.uuid, found.name)
+
+    def _look_after(self, array: UUID, name: str) -> None:
+        """Start a worker for an array that has none."""
+        if array not in self._workers:
+            self._first[array] = asyncio.Event()
+            self._workers[array] = Worker(self._settings, array, name, self._told)
+            self._workers[array].start()
+
+    def _told(self, state: ArrayState) -> None:
+        """In a worker's thread, which may outlive the loop if the kernel holds it."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._update, state)
+
+    def _update(self, state: ArrayState) -> None:
+        self._states[state.uuid] = state
+        self._service.update(state)
+        self._first[state.uuid].set()
+        self._tell_status()
+
+    def _tell_status(self) -> None:
+        status = _status(list(self._states.values()))
+        stuck = [worker for worker in self._workers.values() if worker.busy_s > BEGIN_S]
+        status = "; ".join((status, *(f"array {worker.name} {worker.doing}" for worker in stuck)))
+        if status != self._status:
+            self._status = status
+            systemd.notify(STATUS=status)
+
+    # Its life.
+
+    async def run(self, ended: asyncio.Event) -> None:
+        """Until `ended` is set. Raises: DeviceInUse where another daemon listens."""
+        self._settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with Bell(self._settings.bell) as bell:
+
+            def rung() -> None:
+                bell.hush()
+                for array in remembered(self._settings):
+                    self._look_after(array.uuid, array.name)
+
+            self._loop.add_reader(bell.fileno(), rung)
+            try:
+                try:
+                    await self.find()
+                except (BlkrecovError, OSError) as error:
+                    log.warning("arrays cannot be looked for: %s", error)
+                    rung()
+                await self._until_ready()
+                systemd.notify(READY="1")
+                self._feed()
+                await ended.wait()
+                systemd.notify(STOPPING="1")
+            finally:
+                self._loop.remove_reader(bell.fileno())
+                await self._let_go()
+
+    async def _until_ready(self) -> None:
+        waiting = [self._loop.create_task(event.wait()) for event in self._first.values()]
+        if waiting:
+            _, late = await asyncio.wait(waiting, timeout=READY_S)
+            for each in late:
+                each.cancel()
+
+    def _feed(self) -> None:
+        period_s = systemd.watchdog_s()
+        if period_s is None:
+            return
+        dead = [worker.name for worker in self._workers.values() if not worker.alive]
+        if dead:
+            log.error("nobody looks after the arrays %s any more: the watchdog is not fed", ", ".join(dead))
+            return
+        systemd.notify(WATCHDOG="1")
+        self._tell_status()
+        self._loop.call_later(period_s / 2, self._feed)
+
+    async def _let_go(self) -> None:
+        for worker in self._workers.values():
+            worker.end()
+        for worker in self._workers.values():
+            if not await asyncio.to_thread(worker.join, GOING_S):
+                log.warning("array %s is left as it is: it %s", worker.name, worker.doing)
+
+
+def _status(states: list[ArrayState]) -> str:
+    under_way = sum(row["state"] in ("queued", "in_progress") for state in states for row in state.tasks)
+    sick = [state.name for state in states if not state.healthy]
+    words = f"{len(states)} arrays, {under_way} tasks under way"
+    return f"{words}; not healthy: {', '.join(sick)}" if sick else words
+
+
+async def serve(settings: Settings) -> None:
+    """Until SIGTERM or SIGINT. Raises: DeviceInUse where it runs already; ProviderFailure without a bus, or when it has gone."""
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    try:
+        bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
+    except OSError as error:
+        raise ProviderFailure(f"there is no system bus: {error}", remedy="start dbus.service") from error
+    daemon = Daemon(settings, bus)
+    if await bus.request_name(NAME, NameFlag.DO_NOT_QUEUE) is not RequestNameReply.PRIMARY_OWNER:
+        raise DeviceInUse(f"{NAME} is on the bus already", remedy="end the other blkrecovd first")
+    running = asyncio.create_task(daemon.run(ended))
+    left: asyncio.Task[None] = asyncio.create_task(bus.wait_for_disconnect())  # type: ignore[no-untyped-call]
+    await asyncio.wait({running, left}, return_when=asyncio.FIRST_COMPLETED)
+    if running.done():
+        await running
+        left.cancel()
+        bus.disconnect()
+        return
+    ended.set()
+    await running
+    raise ProviderFailure("the system bus has gone", remedy="it is started again by systemd, and so are we")
+
+
+def main() -> None:
+    """The entry point. The exit status is 0 after SIGTERM, 1 for what ended it, 2 for usage."""
+    parser = argparse.ArgumentParser(
+        prog="blkrecovd", description="Looks after blkrecov's arrays; org.blkrecov1 on the system bus."
+    )
+    parser.add_argument("--version", action="version", version=f"blkrecovd {version('blkrecov')}")
+    parser.parse_args()
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.INFO)
+    try:
+        if os.geteuid() != 0:
+            raise AccessDenied("device-mapper, loop devices and LIO are root's")
+        asyncio.run(serve(Settings.load()))
+    except BlkrecovError as error:
+        log.error("blkrecovd: %s (%s): %s", error.code.name, error.code.hresult_text, error.message)
+        log.error("  what to do: %s", error.remedy)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""One array, one thread: the monitor's loop, and beside it calls that others want carried out.
+
+Whatever blocks in the kernel blocks this thread and nobody else. It tells what the array is like after everything that it does
+(ArrayState), so whoever wants to know asks that value, never the thread. A call is a function of the open array, which is carried
+out between two sleeps, under the lock and on what other processes may have changed meanwhile.
+
+An array that cannot be opened, or whose monitor has ended in an error, is tried again after a while, and when somebody calls.
+"""
+
+import dataclasses
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+from uuid import UUID
+
+import msgspec
+
+from blkrecov import tasks, views
+from blkrecov.array import Array
+from blkrecov.bell import Bell
+from blkrecov.dm.events import EventWatcher
+from blkrecov.drives.watch import DriveWatcher
+from blkrecov.errors import BlkrecovError, Code
+from blkrecov.model import Lun, Task, TaskState
+from blkrecov.monitor import AGAIN_S, Monitor
+from blkrecov.settings import Settings
+from blkrecov.state import ArrayState
+from blkrecov.views import Json
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_IDLE: Final = "is idle"
+
+
+class Unexpected(BlkrecovError):
+    """What nobody thought of. Its traceback is in the daemon's log."""
+
+    code = Code.E_UNEXPECTED
+    default_remedy = "report what the daemon's log says: journalctl -u blkrecovd"
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    what: str
+    function: Callable[[Array], Any]
+    future: Future[Any]
+
+
+class Worker:
+    """`publish` is called by the thread, with each state that differs from the one before."""
+
+    def __init__(self, settings: Settings, uuid: UUID, name: str, publish: Callable[[ArrayState], None]) -> None:
+        self.name: Final = name
+        self._settings = settings
+        self._publish = publish
+        self._calls: deque[_Call] = deque()
+        self._ended = False
+        self._wake = threading.Event()
+        self._monitor: Monitor | None = None
+        self._at = ("is being opened", time.monotonic())
+        self._state = ArrayState(uuid=uuid, name=name)
+        # One that is stuck in the kernel must not keep the process.
+        self._thread: Final = threading.Thread(target=self._run, name=f"array {name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        """Let go of the array, which stays as it is. Returns at once: join()."""
+        self._ended = True
+        if (monitor := self._monitor) is not None:
+            monitor.end()
+        self._wake.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Whether the thread has ended by then."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def doing(self) -> str:
+        """What it is at and for how long, as the end of a sentence about the array."""
+        words, since = self._at
+        return f"{words}, for {time.monotonic() - since:.0f} s by now"
+
+    @property
+    def busy_s(self) -> float:
+        """For how long it has been at the same thing; 0 while it is idle."""
+        words, since = self._at
+        return 0.0 if words == _IDLE else time.monotonic() - since
+
+    def call(self, what: str, function: Callable[[Array], T]) -> Future[T]:
+        """Have this done as soon as the thread is at leisure. `what` says so to others who have to wait. A future that has not
+        begun may be cancelled.
+        """
+        future: Future[T] = Future()
+        self._calls.append(_Call(what, function, future))
+        self._wake.set()
+        if (monitor := self._monitor) is not None:
+            monitor.wake()
+        return future
+
+    # In the thread.
+
+    def _run(self) -> None:
+        while not self._ended:
+            self._wake.clear()
+            self._is_at("is being opened")
+            try:
+                with Array.opened(self._settings, str(self._state.uuid)) as array:
+                    self._monitor = _Attendant(self, array)
+                    self._monitor.run()
+            except BlkrecovError as error:
+                self._failed(error)
+            except Exception as error:
+                log.exception("array %s", self.name)
+                self._failed(Unexpected(f"{type(error).__name__}: {error}"))
+            finally:
+                self._monitor = None
+            if not self._ended:
+                self._wake.wait(AGAIN_S)
+
+    def _failed(self, error: BlkrecovError) -> None:
+        if error.message != self._state.trouble:
+            log.warning("array %s cannot be looked after: %s", self.name, error.message)
+        self._is_at(f"could not be opened ({error.message})")
+        self.tell(dataclasses.replace(self._state, trouble=error.message))
+        while self._calls:
+            future = self._calls.popleft().future
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+
+    def _is_at(self, words: str) -> None:
+        self._at = (words, time.monotonic())
+
+    def tell(self, state: ArrayState) -> None:
+        if state != self._state:
+            self._state = state
+            self._publish(state)
+
+
+class _Attendant(Monitor):
+    """The monitor, which carries out calls as well and tells the array's state."""
+
+    def __init__(self, worker: Worker, array: Array) -> None:
+        super().__init__(array)
+        self._worker = worker
+        self._percents: dict[int, int] = {}
+        if worker._ended:
+            self._ended = True  # end() came before there was a monitor to hear of it.
+
+    def _is_wanted(self) -> bool:
+        return bool(self._worker._calls)
+
+    def _sleep(self, events: EventWatcher, bell: Bell, drives: DriveWatcher, mounts: int) -> frozenset[UUID]:
+        self._worker._is_at(_IDLE)
+        suspects = super()._sleep(events, bell, drives, mounts)
+        self._worker._is_at("waits for another process that works on this machine's arrays")
+        return suspects
+
+    def _attend(self, suspects: frozenset[UUID]) -> None:
+        while self._worker._calls:
+            call = self._worker._calls.popleft()
+            if call.future.set_running_or_notify_cancel():
+                self._worker._is_at(f"is busy with {call.what}")
+                self._carry_out(call)
+        self._worker._is_at("is being looked after")
+        super()._attend(suspects)
+        self._tell()
+
+    def _carry_out(self, call: _Call) -> None:
+        """The answer is given when the state tells what has changed."""
+        answer, failure = None, None
+        try:
+            self._bring_up()
+            answer = call.function(self._array)
+        except BlkrecovError as error:
+            failure = error
+        except Exception as error:
+            log.exception("array %s, %s", self._array.document.name, call.what)
+            failure = Unexpected(f"{type(error).__name__}: {error}")
+        try:
+            self._tell()
+        finally:
+            if failure is not None:
+                call.future.set_exception(failure)
+            else:
+                call.future.set_result(answer)
+
+    def _bring_up(self) -> None:
+        self._array.reload()
+        if self._down or self._array.down():
+            # Its drives are found anew: they may have other devices than when it was stopped.
+            self._array.reenumerate()
+            self._array.refresh()
+            self._down = False
+
+    def _ticked(self) -> None:
+        state = self._worker._state
+        self._worker.tell(dataclasses.replace(state, tasks=self._tasks()))
+
+    def _tell(self) -> None:
+        array = self._array
+        self._down = array.down()
+        if self._down:
+            array.observe()
+        document = array.document
+        self._worker.tell(
+            ArrayState(
+                uuid=document.array,
+                name=document.name,
+                sequence=document.sequence,
+                running=not self._down,
+                trouble=self._trouble,
+                auto_recover=document.auto_recover,
+                scrub=document.scrub.value,
+                rate_min=document.rate_min,
+                rate_max=document.rate_max,
+                drives=tuple(views.drive_view(document, drive) for drive in document.drives),
+                luns=tuple(self._lun(lun) for lun in document.luns),
+                tasks=self._tasks(),
+            )
+        )
+
+    def _lun(self, lun: Lun) -> Json:
+        trouble = self._array.trouble.get(lun.uuid)
+        return {**self._array.lun_json(lun), "trouble": trouble.message if trouble else ""}
+
+    def _tasks(self) -> tuple[Json, ...]:
+        return tuple(self._task(task) for task in self._array.document.tasks)
+
+    def _task(self, task: Task) -> Json:
+        if task.state is TaskState.IN_PROGRESS:
+            if not self._down:
+                task = self._array.progress(task.id).task
+            # Who looks again after a restart may see a little less at first.
+            percent = max(task.percent, self._percents.get(task.id, 0))
+            self._percents[task.id] = percent
+            task = msgspec.structs.replace(task, percent=percent)
+        phase = None if task.state.ended else tasks.phase(task)
+        return {
+            **views.task_view(task),
+            "phase": phase.value if phase else "",
+            "rate_min": task.rate_min,
+            "rate_max": task.rate_max,
+        }
