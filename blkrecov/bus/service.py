@@ -10,7 +10,8 @@ remedy alone (s) follow.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -108,7 +109,7 @@ class Service:
         self._sessions: dict[str, _Session] = {}
         self._next_session = 1
         self._waiting: dict[str, list[Message]] = {}
-        self._answering: set[asyncio.Task[None]] = set()
+        self._answering: set[asyncio.Task[Any]] = set()
 
     def export(self) -> None:
         self._bus.add_message_handler(self._handle)
@@ -175,9 +176,9 @@ class Service:
     # Messages.
 
     def _handle(self, message: Message) -> Message | bool | None:
-        if message.message_type is MessageType.SIGNAL and message.member == "NameOwnerChanged":
+        if message.sender == "org.freedesktop.DBus" and message.member == "NameOwnerChanged":
             name, _, owner = message.body
-            if not owner and message.sender == "org.freedesktop.DBus":
+            if not owner:
                 self._client_left(name)
             return None
         if message.message_type is not MessageType.METHOD_CALL or message.interface == interfaces.PEER:
@@ -216,7 +217,7 @@ class Service:
                 raise StandardError("PropertyReadOnly", f"{message.body[1]} is read only")
             case _:
                 *arguments, given = message.body
-                options = _options(given, method)
+                options = plain_options(given, method)
                 self._call(message, interface, method, arguments, options)
 
     def _call(
@@ -252,7 +253,11 @@ class Service:
             else:
                 self._reply(message, method.result, result)
 
-        task = asyncio.get_running_loop().create_task(answered())
+        self._begin(answered())
+
+    def _begin(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Have it done beside all else. The loop alone would not keep it."""
+        task = asyncio.get_running_loop().create_task(work)
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
@@ -279,7 +284,7 @@ class Service:
         given = [variant.value for variant in variants]
         options: Options = {}
         if len(given) == len(method.takes):
-            options = _options(given.pop(), method)
+            options = plain_options(given.pop(), method)
         types = [variant.signature for variant in variants[: len(given)]]
         if types != [argument.type for argument in method.takes[:-1]]:
             raise InvalidArgument(f"{name} takes {method.signature}, without or with the options")
@@ -376,13 +381,11 @@ class Service:
             self._end(session)
 
     def _end(self, session: _Session) -> None:
-        del self._sessions[session.path]
+        if self._sessions.pop(session.path, None) is None:
+            return
         self._tell({session.path: session_object(session.owner, session.array, session.task)}, {})
         if not any(other.owner == session.owner for other in self._sessions.values()):
-            forget = self._ask_bus("RemoveMatch", _left(session.owner))
-            task = asyncio.get_running_loop().create_task(_unheard(forget))
-            self._answering.add(task)
-            task.add_done_callback(self._answering.discard)
+            self._begin(self._ask_bus("RemoveMatch", _left(session.owner)))
 
     async def _of_session(
         self, session: _Session, message: Message, method: Method, arguments: Sequence[Any], options: Options
@@ -457,11 +460,6 @@ def _left(owner: str) -> str:
     return f"type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='{owner}'"
 
 
-async def _unheard(awaited: Awaitable[object]) -> None:
-    """An answer that is of no interest."""
-    await awaited
-
-
 def _ended(known: Interfaces) -> bool:
     return TASK in known and known[TASK]["State"] in _ENDED
 
@@ -513,8 +511,8 @@ def _property(known: Interfaces, interface: str, name: str) -> Variant:
     return typed[name]
 
 
-def _options(given: Mapping[str, Variant], method: Method) -> Options:
-    """Options as plain values. Any integer will do where one is wanted. Raises: InvalidArgument."""
+def plain_options(given: Mapping[str, Variant], method: Method) -> Options:
+    """Options as plain values. Numbers are not negative, and any integer will do. Raises: InvalidArgument."""
     known = method.options or {}
     found = {}
     for name, variant in given.items():
@@ -522,8 +520,9 @@ def _options(given: Mapping[str, Variant], method: Method) -> Options:
             words = ", ".join(known) or "none"
             raise InvalidArgument(f"{method.name} has no option {name!r}", remedy=f"the options that it knows: {words}")
         wanted = known[name]
-        integers = wanted in _INTEGERS and variant.signature in _INTEGERS and variant.value >= 0
-        if not (integers or wanted == variant.signature or (wanted == "d" and variant.signature in _INTEGERS)):
+        is_number = variant.signature in f"{_INTEGERS}d" and math.isfinite(variant.value) and variant.value >= 0
+        fits = variant.signature in _INTEGERS if wanted in _INTEGERS else wanted == "d"
+        if not (is_number and fits if wanted in f"{_INTEGERS}d" else wanted == variant.signature):
             raise InvalidArgument(
                 f"option {name} of {method.name} cannot be {variant.value!r} ({variant.signature})",
                 remedy=f"its type is {wanted}",

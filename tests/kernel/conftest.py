@@ -8,6 +8,7 @@ from typing import Final
 
 import pytest
 
+from tests.kernel.buslab import Client, system_bus
 from tests.kernel.lab import Lab, Slow, made, run
 
 DISK: Final = Path("/dev/ubda")
@@ -85,3 +86,15 @@ def slow(ext4: Path) -> Iterator[Slow]:
 def lab(ext4: Path) -> Iterator[Lab]:
     with made(ext4) as lab:
         yield lab
+
+
+@pytest.fixture(scope="session")
+def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with system_bus(tmp_path_factory.mktemp("bus")):
+        yield
+
+
+@pytest.fixture
+def client(bus: None) -> Iterator[Client]:
+    with Client.connected() as client:
+        yield client

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blkrecov import views
-from blkrecov.bus.interfaces import ARRAY, DRIVE, INTERFACES, LUN, MANAGER, SESSION, SHADOW, TASK, introspection
+from blkrecov.bus.interfaces import ARRAY, DRIVE, INTERFACES, LUN, MANAGER, SESSION, SHADOW, TASK, Method, introspection
 from blkrecov.bus.methods import HANDLERS
 from blkrecov.bus.objects import (
     Added,
@@ -33,6 +33,8 @@ from blkrecov.bus.objects import (
     task_path,
     uuid_of,
 )
+from blkrecov.bus.service import plain_options
+from blkrecov.errors import InvalidArgument
 from blkrecov.model import Document, Layout, Phase, Task, TaskKind, TaskState
 from blkrecov.observed import Observed
 from blkrecov.state import ArrayState
@@ -224,3 +226,39 @@ def test_every_method_ends_with_options() -> None:
 def test_a_session_s_object_tells_what_it_has_begun() -> None:
     known: Interfaces = session_object(":1.7", ID, None)
     assert known[SESSION] == {"Owner": ":1.7", "Array": array_path(ID), "Task": "/"}
+
+
+WAIT = INTERFACES[TASK].method("Wait")
+RECOVER = INTERFACES[LUN].method("Recover")
+EXPORT = INTERFACES[ARRAY].method("CreateLun")
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "found"),
+    [
+        (WAIT, {"timeout": Variant("d", 1.5)}, {"timeout": 1.5}),
+        (WAIT, {"timeout": Variant("u", 2)}, {"timeout": 2}),
+        (RECOVER, {"rate-min": Variant("i", 7)}, {"rate-min": 7}),
+        (EXPORT, {"export": Variant("b", False), "drives": Variant("as", ["d0"])}, {"export": False, "drives": ["d0"]}),
+        (EXPORT, {}, {}),
+    ],
+)
+def test_options_become_plain_values(method: Method, given: dict[str, Variant], found: dict[str, Any]) -> None:
+    assert plain_options(given, method) == found
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        (WAIT, {"timeout": Variant("d", float("nan"))}),
+        (WAIT, {"timeout": Variant("d", -1.0)}),
+        (RECOVER, {"rate-min": Variant("x", -7)}),
+        (RECOVER, {"rate-min": Variant("d", 7.0)}),
+        (RECOVER, {"spare": Variant("s", "d0")}),
+        (RECOVER, {"spares": Variant("o", "/")}),
+        (EXPORT, {"export": Variant("u", 1)}),
+    ],
+)
+def test_an_option_that_cannot_be_meant_is_refused(method: Method, given: dict[str, Variant]) -> None:
+    with pytest.raises(InvalidArgument):
+        plain_options(given, method)
