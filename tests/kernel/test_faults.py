@@ -247,7 +247,7 @@ def test_lost_writes_are_regenerated_and_never_read_afterwards(lab: Lab) -> None
         assert sound[0] < next(index for index, line in enumerate(lines) if line.startswith("zero"))
         ended = array.wait(array.reconnect(proposal, task, found).id, timeout_s=60)
         assert ended.state is TaskState.COMPLETED, ended
-        assert "plain is online, and may have lost writes" in ended.message
+        assert "plain is online, and may have lost what was written to it" in ended.message
         assert "mirror is regenerated as a whole: what it missed is not known" in ended.message
         assert kind(array, "d1") == "linear"
         for name, uuid in members.items():
@@ -292,7 +292,7 @@ def test_the_last_copy_stays_though_it_may_have_lost_writes(lab: Lab) -> None:
         array.inject_fault("d1", Fault(FaultKind.DROP_WRITES))
         array.fail_drive("d0")
         fill(disk, MIB, seed=2)
-        assert reconnect(array, "d1").message == "vol may have lost writes"
+        assert reconnect(array, "d1").message == "vol may have lost what was written to it: drive d1 lost writes"
         assert states(array, "vol") == ["failed", "in_sync"]
         assert checksum(disk) == digest
 
