@@ -1,6 +1,5 @@
 """What watches an array, on a real kernel: status, the live view, metrics, events that are followed, names for the shell."""
 
-import json
 import os
 import select
 import signal
