@@ -881,7 +881,7 @@ class Array(Restoring):
                 self._tell(
                     "drive_failed", f"drive {drive.name} is {drive.status.value}: {drive.reason}", drive=drive.name
                 )
-            if drive.online and earlier.status in (DriveStatus.FAILED, DriveStatus.REMOVED):
+            if drive.online and earlier.status in (DriveStatus.FAILED, DriveStatus.REMOVED, DriveStatus.OFFLINE):
                 self._tell("drive_returned", f"drive {drive.name} is back", drive=drive.name)
             if drive.fault is not None and earlier.fault is None:
                 self._tell("fault_injected", f"drive {drive.name}: {drive.fault.words}", drive=drive.name)

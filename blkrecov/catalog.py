@@ -183,6 +183,10 @@ def _array(
     conflict = [drive for drive, document in documents.items() if not newest.descends_from(document)]
     trouble = [_split(newest, conflict, drives)] if conflict else []
     for record in newest.drives:
+        named = [item for item in candidates[record.uuid] if item.path != item.device]
+        # A drive that does not serve was moved to another file system: copied there, and deleted here while it was attached.
+        if not record.online and record.uuid in drives and drives[record.uuid] not in named and len(named) == 1:
+            drives[record.uuid] = named[0]
         said = refused.get(record.path)
         # That it is not where it was says nothing about it.
         if record.uuid not in drives and said is not None and not isinstance(said, PathNotFound):

@@ -283,7 +283,7 @@ class Engine:
                 continue
             if found.reading.damage is not None:
                 self._mend(drive, device, found.reading.damage)
-            self.document = catalog.with_place(self.document, drive.uuid, found.path)
+            self.document = catalog.with_place(self.document, drive.uuid, _place(drive, found))
 
     def _mend(self, drive: Drive, device: str, damage: str) -> None:
         """Make a label and its copy equal again. A drive whose label cannot be written is of use for what it holds still."""
@@ -324,7 +324,7 @@ class Engine:
                 self._set_status(drive, found.status, found.reason)
                 self._backings.pop(drive.uuid)
                 gone = True
-            elif found.reason and not drive.failing:
+            elif health.is_outdated(drive, found) or (found.reason and not drive.failing):
                 self.document = self.document.with_drive(msgspec.structs.replace(drive, failing=found.reason))
                 self._unsaved = True
         return gone
@@ -728,7 +728,7 @@ class Engine:
         superblocks = observer.superblocks(members, backings, self.counter)
         doubt = f"drive {drive.name} was cut at its end" if found.reading.cut else ""
         proposal, task = reconnect.propose(
-            document, observed, drive, found.path, superblocks, fresh_ids(), force=force, doubt=doubt
+            document, observed, drive, _place(drive, found, path), superblocks, fresh_ids(), force=force, doubt=doubt
         )
         if drive.fault is not None and drive.uuid in self._backings:
             # Superblocks of new members are zeroed through the port: not while that loses writes.
@@ -759,7 +759,8 @@ class Engine:
                 remedy="put it back, or say where it is with --path",
             )
         found = scan.look(str(Path(path).absolute()), self.counter)
-        if online is not None and (found.device is None or not Path(found.device).samefile(online)):
+        is_copy = found.device is None or online is None or not Path(found.device).samefile(online)
+        if online is not None and is_copy and found.label.drive_uuid == drive.uuid:
             raise DeviceInUse(
                 f"drive {drive.name!r} is online at {drive.path}: what is at {path} is a copy of it",
                 remedy="take the copy away; two drives with one identity must not be in one machine",
@@ -805,7 +806,17 @@ class Engine:
                 self._act_on((self._port_of(proposal.document, drive, device),), undo)
             self.carry_out(proposal)
             undo.pop_all()
+        self._let_go_of_others(drive)
         self._remember()
+
+    def _let_go_of_others(self, drive: Drive) -> None:
+        """Detach what else says that it is this drive: what it was before it was moved. Both attached, neither would be taken."""
+        for other in loop.attached():
+            if other.path != self._backings[drive.uuid]:
+                with suppress(BlkrecovError), DriveStore(other.path, self.counter, writable=False) as medium:
+                    if medium.read_label().label.drive_uuid == drive.uuid:
+                        log.info("drive %s: %s is let go of", drive.name, other.backing_file)
+                        loop.detach(other)
 
     def take_out(self, proposal: Proposal, drive: Drive) -> None:
         """Have an unused drive leave the array as proposed: its label goes, its file stays."""
@@ -1004,6 +1015,17 @@ def _kept(device: str | None) -> str | None:
         if attached.path == device:
             return device if loop.keep(attached) else None
     return device
+
+
+def _place(drive: Drive, found: Found, said: str | None = None) -> str:
+    """Where a drive is; `said` is where somebody says that it is.
+
+    A file without a name is found by its loop device, whose number may be another file's tomorrow.
+    """
+    below = health.below(found.device) if found.device is not None else None
+    if below is None or not below.deleted:
+        return found.path
+    return str(Path(said).absolute()) if said is not None and not _is_block(said) else drive.path
 
 
 def _is_block(path: str) -> bool:

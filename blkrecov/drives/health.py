@@ -9,6 +9,7 @@ A look costs nothing and wakes nobody: it asks sysfs, and opens no drive. Whethe
 where something has failed on it, with its own label, which is read and written back.
 """
 
+import errno
 import os
 import re
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from blkrecov.units import SECTOR, Bytes, format_size
 _SYSFS: Final = Path("/sys/class/block")
 _LOOP: Final = re.compile(r"/dev/loop\d+")
 _DELETED: Final = " (deleted)"
+_NAMELESS: Final = "was deleted, and is gone for good when it is detached"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +81,7 @@ def look(drive: Drive, device: str) -> Finding:
     if attached is None:
         return Finding(DriveStatus.OFFLINE, f"its file was detached from {device}")
     if attached.deleted:
-        return Finding(
-            DriveStatus.ONLINE, f"its file {drive.path} was deleted, and is gone for good when it is detached"
-        )
+        return Finding(DriveStatus.ONLINE, f"its file {drive.path} {_NAMELESS}")
     try:
         size = Path(attached.file).stat().st_size
     except OSError:  # Named in another mount namespace, perhaps; I/O goes on.
@@ -115,6 +115,11 @@ def moved_to(drive: Drive, device: str) -> str | None:
     return attached.file if Path(attached.file).exists() else None
 
 
+def is_outdated(drive: Drive, found: Finding) -> bool:
+    """Whether a drive is set aside for having no name, and has one again."""
+    return drive.failing.endswith(_NAMELESS) and not found.reason
+
+
 def _exhausted(device: str) -> str:
     """Why the file system that a drive's file lies on takes no writes; empty where it does."""
     attached = below(device)
@@ -124,8 +129,22 @@ def _exhausted(device: str) -> str:
         room, file = os.statvfs(attached.file), Path(attached.file).stat()
     except OSError:
         return ""
-    if room.f_flag & os.ST_RDONLY:
-        return f"the file system that {attached.file} lies on is mounted read-only"
+    if room.f_flag & os.ST_RDONLY or _takes_no_file(Path(attached.file).parent):
+        return f"the file system that {attached.file} lies on is read-only"
     if not room.f_bavail and file.st_blocks * SECTOR < file.st_size:
         return f"the file system that {attached.file} lies on is full"
     return ""
+
+
+def _takes_no_file(directory: Path) -> bool:
+    """Whether a file system refuses a new file (one without a name, which is gone at once) because it is read-only.
+
+    Since Linux kernel commit d3476f3dad4a ("ext4: don't set SB_RDONLY after filesystem errors"), in v6.12 and in 6.1's later
+    versions, ext4 with errors=remount-ro says that it is mounted read-write, and goes on writing to blocks that a file
+    has. Blocks that it has not are refused: a sparse drive fails, and its label can be written.
+    """
+    try:
+        os.close(os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        return error.errno == errno.EROFS
+    return False

@@ -597,8 +597,12 @@ def scrub(array: Array, name: str, *, repair: bool = False) -> Task:
 def backing(array: Array, member: Member) -> str:
     """The block device that a member's drive is on."""
     path = array.document.drive_of(member.drive).path
+    if Path(path).is_block_device():
+        return path
     files = Path("/sys/block").glob("loop*/loop/backing_file")
-    return next(f"/dev/{file.parts[3]}" for file in files if _word(file) == path)
+    named = next((f"/dev/{file.parts[3]}" for file in files if _word(file) == path), "")
+    # By its inode: one whose name was deleted, and that has another, is told by the old one.
+    return named or run("losetup", "--noheadings", "--output", "NAME", "--associated", path)
 
 
 def member_bytes(array: Array, member: Member) -> bytes:
