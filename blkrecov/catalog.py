@@ -12,7 +12,7 @@ import dataclasses
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 from uuid import UUID, uuid4
@@ -51,6 +51,8 @@ class Discovered:
     """Why the document cannot be told; raised when the array is opened."""
     reasons: Mapping[UUID, str]
     """Why a drive that was met cannot be used."""
+    carried: Mapping[UUID, int] = field(default_factory=dict)
+    """The version of the document that a drive has, of those that have one."""
     doubles: frozenset[UUID] = frozenset()
     """Those of them that more than one thing says it is: nothing is wrong with any."""
 
@@ -198,6 +200,7 @@ def _array(
         drives=drives,
         trouble=tuple(trouble),
         reasons=reasons,
+        carried={drive: document.sequence for drive, document in documents.items()},
         doubles=doubles,
     )
 
@@ -243,8 +246,8 @@ def next_version(document: Document, available: Iterable[UUID]) -> Document:
     return document.after(uuid4().hex[:12], carriers(document, available))
 
 
-def write(version: Document, devices: Mapping[UUID, tuple[str, format_.Label]], counter: IoCounter) -> None:
-    """Write what next_version() made. `devices` gives the block device and label of drives.
+def write(version: Document, devices: Mapping[UUID, tuple[str, format_.Label]], counter: IoCounter) -> frozenset[UUID]:
+    """Write what next_version() made. `devices` gives the block device and label of drives. The drives that have it now.
 
     Raises: MetadataNotWritten when no drive took it, or fewer than half of those that should: then it may or may not be what
             the next reader finds, so the next version to be written has to descend from it all the same.
@@ -252,11 +255,13 @@ def write(version: Document, devices: Mapping[UUID, tuple[str, format_.Label]], 
     """
     payload = model.encode(version)
     failures: list[BlkrecovError] = []
+    written: set[UUID] = set()
     for drive in version.carriers:
         device, label = devices[drive]
         try:
             with DriveStore(device, counter) as store:
                 store.write_slot(label, version.sequence, payload)
+            written.add(drive)
         except ConfigurationLimit:
             raise
         except BlkrecovError as error:
@@ -264,6 +269,7 @@ def write(version: Document, devices: Mapping[UUID, tuple[str, format_.Label]], 
     if not version.carriers or 2 * len(failures) > len(version.carriers):
         said = "; ".join(error.message for error in failures) or "no drive is online"
         raise MetadataNotWritten(f"the configuration of array {version.name!r} could not be written: {said}")
+    return frozenset(written)
 
 
 def boot_id() -> str:

@@ -163,6 +163,7 @@ class Engine:
         self.labels: dict[UUID, Label] = {uuid: item.label for uuid, item in found.drives.items()}
         self._found = found
         self._backings: dict[UUID, str] = {}
+        self._carried = dict(found.carried)
         self._unsaved = False
         self._closed = False
         self._mistake = ""
@@ -265,6 +266,10 @@ class Engine:
                 if drive.online:
                     self._set_status(drive, self._found.status_of(drive.uuid), reason)
                 continue
+            if not drive.online and self._carried.get(drive.uuid, 0) < drive.carried:
+                if drive.status is not DriveStatus.FAILED:
+                    self._set_status(drive, DriveStatus.FAILED, f"what is at {found.path} is an older copy of it")
+                continue
             if drive.status in (DriveStatus.REMOVED, DriveStatus.OFFLINE):
                 drive = self._set_status(drive, DriveStatus.ONLINE, "")
             if not drive.online:
@@ -296,7 +301,9 @@ class Engine:
             log.warning("drive %s: %s; repaired", drive.name, damage)
 
     def _set_status(self, drive: Drive, status: DriveStatus, reason: str) -> Drive:
-        changed = msgspec.structs.replace(drive, status=status, reason=reason)
+        changed = msgspec.structs.replace(
+            drive, status=status, reason=reason, carried=0 if status is DriveStatus.ONLINE else drive.carried
+        )
         self.document = self.document.with_drive(changed)
         self._unsaved = True
         return changed
@@ -425,6 +432,7 @@ class Engine:
         if found.document is None or found.trouble:
             raise found.trouble[0] if found.trouble else ObjectNotFound("the array is gone")
         self._found, self.document = found, found.document
+        self._carried = dict(found.carried)
         self.labels = {uuid: item.label for uuid, item in found.drives.items()}
         self._backings = {
             uuid: item.device
@@ -500,13 +508,22 @@ class Engine:
         """Write a document to the drives and make it this array's. An array without drives has it in memory only."""
         if document.drives:
             devices = {uuid: (device, self.labels[uuid]) for uuid, device in self._backings.items()}
-            document = catalog.next_version(document, devices)
+            document = catalog.next_version(self._with_carried(document), devices)
             # Some drives may have it even if the write fails, so what is written next descends from it.
             self.document = _descending(self.document, document)
-            catalog.write(document, devices, self.counter)
+            written = catalog.write(document, devices, self.counter)
+            self._carried |= dict.fromkeys(written, document.sequence)
         self.document = document
         self._unsaved = False
         self._publish()
+
+    def _with_carried(self, document: Document) -> Document:
+        """The document that knows of drives which are gone what they had last: a copy made before that is told by it."""
+        for drive in document.drives:
+            last = max(drive.carried, self._carried.get(drive.uuid, 0))
+            if not drive.online and drive.carried != last:
+                document = document.with_drive(msgspec.structs.replace(drive, carried=last))
+        return document
 
     def _remember(self) -> None:
         paths = tuple(drive.path for drive in self.document.drives)
@@ -719,7 +736,7 @@ class Engine:
         self.refuse_mistaken()
         drive = self.document.drive(name)
         found = self._found_again(drive, path)
-        self._refuse_changed(drive, found)
+        newest = self._refuse_changed(drive, found)
         # What the kernel alone knows to be lost is known no more once the drive is back, and the machine restarts.
         observed = self.observe()
         document = take_note(self.document, observed, unclean=False)
@@ -727,6 +744,9 @@ class Engine:
         backings = {**self._backings, drive.uuid: found.device or found.path}
         superblocks = observer.superblocks(members, backings, self.counter)
         doubt = f"drive {drive.name} was cut at its end" if found.reading.cut else ""
+        if not drive.online and newest < drive.carried:
+            # What its bitmap tells was missed by the drive; the copy has missed more.
+            doubt = f"{found.path} is an older copy of drive {drive.name}"
         proposal, task = reconnect.propose(
             document, observed, drive, _place(drive, found, path), superblocks, fresh_ids(), force=force, doubt=doubt
         )
@@ -767,8 +787,8 @@ class Engine:
             )
         return found
 
-    def _refuse_changed(self, drive: Drive, found: Found) -> None:
-        """Raises: InvalidDisk, MetadataCorrupt."""
+    def _refuse_changed(self, drive: Drive, found: Found) -> int:
+        """The version of the document that the drive has, 0 for none. Raises: InvalidDisk, MetadataCorrupt."""
         label = found.label
         if label.array_uuid != self.document.array:
             raise InvalidDisk(f"{found.path} belongs to array {label.array_name!r} ({label.array_uuid})")
@@ -784,6 +804,7 @@ class Engine:
                 f"drive {drive.name!r} carries a configuration that this array never had: it was used elsewhere",
                 remedy="what is on it is another history; remove the drive, and add it as a new one",
             )
+        return newest.sequence if newest is not None else 0
 
     def reconnect_drive(self, proposal: Proposal, found: Found) -> None:
         """Bring a drive back as proposed just now; its LUNs begin to regenerate."""

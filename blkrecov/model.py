@@ -349,6 +349,8 @@ class Drive(msgspec.Struct, frozen=True):
     hot_spare: bool = False
     failures: tuple[int, ...] = ()
     """When it failed or went away lately, in seconds since 1970, oldest first."""
+    carried: int = 0
+    """The last version of the document that it is known to have, when it failed or went away; 0 where that is not known."""
     failing: str = ""
     """Why it is set aside: it still serves what lies on it, and is given nothing more. Empty for a drive that is well."""
     fault: Fault | None = None

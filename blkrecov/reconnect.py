@@ -70,7 +70,7 @@ def propose(
     if doubt:
         first = Proposal(document=distrusted(document, drive, doubt), why=f"{doubt}: what can do without it does")
         document = first.document
-    online = msgspec.structs.replace(drive, status=DriveStatus.ONLINE, reason="", path=path, fault=None)
+    online = msgspec.structs.replace(drive, status=DriveStatus.ONLINE, reason="", path=path, fault=None, carried=0)
     wanted = document.with_drive(online)
     number = document.next_task
     children: list[Task] = []

@@ -791,6 +791,29 @@ def test_a_drive_that_was_just_added_may_be_reconnected(lab: Lab) -> None:
         assert reconnect(array, "d1").state is TaskState.COMPLETED
 
 
+def test_an_older_copy_of_a_drive_is_regenerated_as_a_whole(lab: Lab) -> None:
+    """Its bitmap has forgotten what was written between the copy and the failure."""
+    lab.create(3)
+    with lab.opened() as array:
+        lun(array, "vol", "raid5", SIZE, exported=False)
+        in_sync(array, "vol")
+        array.stop()
+    older = lab.directory / "older"
+    copy(lab.path("d1"), older)
+    older.rename(lab.directory.parent / "older")
+    with lab.opened() as array:
+        fill(disk_of(array, "vol"), SIZE, seed=1)
+        time.sleep(BITMAP_S)
+        array.fail_drive("d1")
+        fill(disk_of(array, "vol"), MIB, seed=2)
+        digest = checksum(disk_of(array, "vol"))
+        lab.path("d1").unlink()
+        task = reconnect(array, "d1", str(lab.directory.parent / "older"))
+        assert "older copy of drive d1" in task.message
+        whole(array, digest)
+    (lab.directory.parent / "older").unlink()
+
+
 # The command.
 
 
