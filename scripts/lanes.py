@@ -37,6 +37,7 @@ LANES: Final = ("check", "unit", "kernel", "crash", "system")
 AT_ONCE: Final = 2
 # Files that take minutes, the longest first; what is not named here takes less.
 SLOWEST: Final = (
+    "test_ways.py",
     "test_matrix_parity.py",
     "test_matrix_mirror.py",
     "test_snapshots.py",
@@ -46,6 +47,8 @@ SLOWEST: Final = (
     "test_resync.py",
     "test_luns.py",
     "test_restart.py",
+    "test_remove.py",
+    "test_mounting.py",
     "test_bad_input.py",
     "test_control_cut.py",
     "test_resync_cut.py",
