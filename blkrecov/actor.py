@@ -268,7 +268,7 @@ class Actor:
         places = {position: (self.path_of(port), in_bytes(Sectors(sector))) for position, port, sector in step.places}
         blocks = {position: raw.read(*place, BLOCK, self._counter) for position, place in places.items()}
         try:
-            made = agreed(blocks, step.failed)
+            made = agreed(blocks, step.failed, incremental=step.incremental)
         except ValueError as error:
             raise ProviderFailure(f"{step.name} cannot be loaded again: {error}") from error
         for position, (path, offset) in places.items():

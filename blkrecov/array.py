@@ -837,6 +837,7 @@ class Array(Restoring):
         Suspects are drives that the kernel's log has told of.
         """
         now = time.time() if now is None else now
+        self._note_returns()
         before = self.document
         self._look_at_drives(suspects)
         self.observe()
@@ -845,7 +846,7 @@ class Array(Restoring):
         if noted:
             # Devices are looked at one after the other: a port may have failed after it was looked at.
             ports = converge_ports(self.document, self.observe())
-            self._run((Group(None, ports),))
+            self._run(tuple(Group(None, steps) for steps in ports.values()))
         self._recover_by_itself()
         if noted:
             self._run(converge(self.document, self.observe()))
@@ -917,6 +918,9 @@ class Array(Restoring):
         for lun in self.document.luns:
             shown = self.shown(lun) if lun.uuid in failed else None
             if shown is None or state_of(self.document, self.observed, lun)[0] is not LunStatus.ONLINE:
+                continue
+            if time.monotonic() >= deadline:
+                log.warning("what was mounted from LUN %s is left: there was no time", lun.name)
                 continue
             try:
                 for found in mounting.bring_back(shown, deadline - time.monotonic()):

@@ -19,7 +19,7 @@ from blkrecov.dm import names
 from blkrecov.dm.status import LegHealth, SnapshotTrouble, parse_dust
 from blkrecov.dm.table import ErrorTable, Table, length_of, raid_devices, raid_rates
 from blkrecov.geometry import plex_length
-from blkrecov.model import Document, Layout, Lun, MemberState
+from blkrecov.model import Document, Drive, Layout, Lun, MemberState
 from blkrecov.observed import Live, Observed
 from blkrecov.stack import Device, Layer
 from blkrecov.steps import (
@@ -143,11 +143,11 @@ def _noted(document: Document, observed: Observed, lun: Lun, *, unclean: bool) -
 
 def _missing_writes(document: Document, observed: Observed, lun: Lun) -> frozenset[int]:
     """Members that a LUN in use goes on without. Those with which it lost too much miss nothing: it is written to no more."""
-    lost = observed.lost(document, lun)
-    for found in (lost, lun.lost | observed.failed_legs(lun)):
-        if lun.layout.survives(len(lun.members), found | lun.rebuilding):
-            return found - lun.lost
-    return frozenset()
+    gone = observed.lost(document, lun) - lun.lost
+    before = lun.lost | (lun.rebuilding - gone)
+    missing = lun.layout.misses(len(lun.members), before, gone)
+    # What the kernel has given up was lost before that with which it lost too much.
+    return missing | lun.layout.misses(len(lun.members), before, gone & observed.failed_legs(lun))
 
 
 def resettable(lun: Lun, observed: Observed) -> bool:
@@ -183,9 +183,11 @@ def converge(document: Document, observed: Observed, *, unclean: bool = False) -
     return tuple(group for group in groups if group.steps)
 
 
-def converge_ports(document: Document, observed: Observed) -> tuple[Step, ...]:
-    """The part of it that makes drives readable, which is needed before superblocks can be looked at."""
-    return tuple(_Plan(document, observed, unclean=False).ports())
+def converge_ports(document: Document, observed: Observed) -> dict[UUID, tuple[Step, ...]]:
+    """The part of it that makes drives readable, which is needed before superblocks can be looked at; by drive."""
+    plan = _Plan(document, observed, unclean=False)
+    found = {drive.uuid: tuple(plan.port(drive)) for drive in document.drives}
+    return {drive: steps for drive, steps in found.items() if steps}
 
 
 class _Plan:
@@ -212,11 +214,14 @@ class _Plan:
 
     def ports(self) -> Iterator[Step]:
         for drive in self.document.drives:
-            backing = self.observed.backings.get(drive.uuid)
-            port = stack.port(self.document, drive, backing.device if backing else None)
-            yield from self.ensure(port)
-            if port.table[0].kind == "dust" and not self.marked(port):
-                yield MarkUnreadable(self.name_of(port), faults.unreadable(drive))
+            yield from self.port(drive)
+
+    def port(self, drive: Drive) -> Iterator[Step]:
+        backing = self.observed.backings.get(drive.uuid)
+        port = stack.port(self.document, drive, backing.device if backing else None)
+        yield from self.ensure(port)
+        if port.table[0].kind == "dust" and not self.marked(port):
+            yield MarkUnreadable(self.name_of(port), faults.unreadable(drive))
 
     def marked(self, port: Device) -> bool:
         """Whether a port that is wanted as dust is that, and was told which blocks are bad: that is never in a table."""
@@ -456,8 +461,8 @@ class _Plan:
             yield SettleFailures(device.name, tuple(sorted(lun.lost)))
 
     def trusts(self, lun: Lun) -> bool:
-        """Whether the kernel has a LUN loaded, and does without none of the members that are to serve again."""
-        return self.observed.raid(lun) is not None and not self.observed.given_up(lun) & frozenset(lun.trusted)
+        """Whether the kernel has a LUN loaded, and has not lost too much of it."""
+        return self.observed.raid(lun) is not None and not self.observed.is_fatal(lun, self.observed.given_up(lun))
 
     def reloaded(self, lun: Lun, device: Device, live: Live | None) -> Iterator[Step]:
         """A plex that had lost too much. The kernel never takes back what it has given up then, neither by a suspend and a
@@ -473,7 +478,9 @@ class _Plan:
             if index in lun.trusted
         ]
         failed = frozenset(range(len(lun.members))) - frozenset(lun.trusted)
-        yield AgreeSuperblocks(device.name, tuple(places), failed)
+        # What one pair of a raid10 had lost is no reason for the others to have written nothing: no bitmap has all.
+        incremental = not lun.forced and lun.layout is not Layout.RAID10
+        yield AgreeSuperblocks(device.name, tuple(places), failed, incremental)
         if live is None:
             yield CreateDevice(replace(device, name=self.name_of(device)))
         else:

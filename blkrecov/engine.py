@@ -203,9 +203,7 @@ class Engine:
         self._attach()
         self._look_at_drives()
         self.observe()
-        if ports := converge_ports(self.document, self.observed):
-            self._act_on(ports)
-            self.observe()
+        self._bring_up_ports()
         unclean = bool(self.document.running)
         noted = take_note(self.document, self.observed, unclean=unclean)
         if self._look_at_drives(failed_on(self.document, noted)):
@@ -223,6 +221,22 @@ class Engine:
         self._note_returns()
         self._remember()
         self._publish()
+
+    def _bring_up_ports(self) -> None:
+        """A drive whose port the kernel refuses has failed: with the fault that is injected there, perhaps, which this kernel has
+        not. The others come up.
+        """
+        for drive, steps in converge_ports(self.document, self.observed).items():
+            try:
+                self._act_on(steps)
+            except BlkrecovError as error:
+                log.warning("drive %s: %s", self.document.drive_of(drive).name, error.message)
+                self._set_status(self.document.drive_of(drive), DriveStatus.FAILED, error.message)
+                self._backings.pop(drive, None)
+        self.observe()
+        for steps in converge_ports(self.document, self.observed).values():
+            self._act_on(steps)
+            self.observe()
 
     def _clear_up(self) -> None:
         """Finish with drives whose adding was cut short, and with those whose removing was: neither is a drive of the array.
@@ -441,13 +455,13 @@ class Engine:
         }
 
     @contextmanager
-    def unlocked(self) -> Iterator[None]:
+    def unlocked(self, patience_s: float = LOCK_PATIENCE_S) -> Iterator[None]:
         """Let other processes work on the array meanwhile. What is known of it may be old afterwards: reload()."""
         self._lock.release()
         try:
             yield
         finally:
-            self._lock.take()
+            self._lock.take(patience_s)
 
     # What is known, and whether it is so.
 
@@ -703,7 +717,8 @@ class Engine:
 
     def propose_fail(self, name: str) -> Proposal:
         self.refuse_mistaken()
-        return provision.fail_drive(self.document, name)
+        # What the kernel lost before is lost before this one.
+        return provision.fail_drive(take_note(self.document, self.observe(), unclean=False), name)
 
     def fail_drive(self, name: str) -> Drive:
         """Take a drive for failed: all I/O to it fails from now on, and LUNs do without it."""
@@ -796,6 +811,12 @@ class Engine:
             raise InvalidDisk(f"{found.path} is drive {label.drive_name!r} ({label.drive_uuid}), not {drive.name!r}")
         with DriveStore(found.device or found.path, self.counter, writable=False) as medium:
             size = medium.size
+        below = health.below(found.device) if found.device is not None else None
+        if below is not None and not below.deleted:
+            with suppress(OSError):
+                size = Bytes(
+                    Path(below.file).stat().st_size
+                )  # The device has the size that the file had when it was attached.
         if (size, label.layout.size) != (drive.size, drive.size):
             raise InvalidDisk(f"{found.path} has {size} bytes; drive {drive.name!r} had {drive.size}")
         newest = catalog.read(found, self.counter)
@@ -821,12 +842,13 @@ class Engine:
                     device = attached.path
                 self._backings[drive.uuid], self.labels[drive.uuid] = device, found.label
                 undo.callback(self._backings.pop, drive.uuid, None)
-                if found.reading.damage is not None:
-                    self._mend(drive, device, found.reading.damage)
                 # Superblocks of new members are zeroed through the port, which is there from here on.
                 self._act_on((self._port_of(proposal.document, drive, device),), undo)
             self.carry_out(proposal)
             undo.pop_all()
+        if found.reading.damage is not None:
+            # Not before: that its end was cut is told by nothing else.
+            self._mend(drive, self._backings[drive.uuid], found.reading.damage)
         self._let_go_of_others(drive)
         self._remember()
 

@@ -73,6 +73,15 @@ class Layout(StrEnum):
             case _:
                 return len(lost) <= self.parity
 
+    def misses(self, members: int, lost: frozenset[int], gone: frozenset[int]) -> frozenset[int]:
+        """Of members that go, beside those that are lost: the ones that miss writes, since a LUN is written to without them.
+
+        With what it cannot do without, writes end. But not all of those to a raid10: its other pairs go on.
+        """
+        if self is Layout.RAID10:
+            return frozenset(index for index in gone if index ^ 1 not in lost | gone)
+        return gone if self.survives(members, lost | gone) else frozenset()
+
 
 _MINIMUM: Final = {
     Layout.LINEAR: 1,
@@ -261,6 +270,8 @@ class Lun(msgspec.Struct, frozen=True):
     trusted: tuple[int, ...] = ()
     """The members that are to serve again after it had lost too many: their superblocks are made to agree, and it is loaded
     anew. Empty when it is."""
+    forced: bool = False
+    """Those have not all that was written, so no bitmap tells what others lack."""
 
     @property
     def differential(self) -> bool:

@@ -8,6 +8,7 @@ on.
 """
 
 import logging
+import math
 import select
 import time
 from pathlib import Path
@@ -64,7 +65,7 @@ class Monitor:
                 drives.follow(self._array.watched())
                 suspects = self._array.drives_behind(drives.happened()[1])
                 if not suspects:
-                    with self._array.unlocked():
+                    with self._array.unlocked(math.inf):
                         suspects = self._sleep(events, bell, drives, mounts.fileno())
                 if not self._ended:
                     self._attend(suspects)

@@ -163,20 +163,28 @@ class Observed:
             return frozenset()
         found = [superblock for member in lun.members if (superblock := self.superblocks.get(member.uuid)) is not None]
         failed = max(found, key=lambda superblock: superblock.events).failed if found else 0
+        fatal = self.is_fatal(lun, frozenset(index for index in range(len(lun.members)) if failed >> index & 1))
         used = bool(found) or lun.initialised
         return frozenset(
             index
             for index, member in enumerate(lun.members)
             if member.state is MemberState.IN_SYNC
-            and index not in lun.trusted
             and member.uuid in self.superblocks
+            and not (index in lun.trusted and fatal)
             and (failed >> index & 1 or (used and self.superblocks[member.uuid] is None))
         )
 
     def failed_legs(self, lun: Lun) -> frozenset[int]:
         """Members that the kernel has given up."""
-        # One that returns is failed until the kernel has been asked to take it back; so are all that are to serve again.
-        return self.given_up(lun) - lun.returning - frozenset(lun.trusted)
+        # One that returns is failed until the kernel has been asked to take it back; those that are to serve again until the LUN
+        # is loaded anew. After that they can fail as all others.
+        given_up = self.given_up(lun)
+        overruled = frozenset(lun.trusted) if self.is_fatal(lun, given_up) else frozenset()
+        return given_up - lun.returning - overruled
+
+    def is_fatal(self, lun: Lun, failed: frozenset[int]) -> bool:
+        """Whether a LUN cannot do without these, beside what it has lost: it waits to be loaded by those that are trusted."""
+        return not lun.layout.survives(len(lun.members), lun.lost | failed)
 
     def given_up(self, lun: Lun) -> frozenset[int]:
         """Legs that the kernel does without at this moment, whatever is to become of them."""

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -71,16 +72,21 @@ def observe(
     exported, remains = exports(exporter, document.name)
     observed = Observed(
         devices=live,
-        backings={
-            drive: Backing(device=device, number=catalog.number_of(device))
-            for drive, device in backings.items()
-            if Path(device).exists()  # Not so once it was unplugged.
-        },
+        backings=_present(backings),
         exports=exported,
         remains=remains,
     )
     idle = [lun for lun in document.luns if lun.layout.fault_tolerant and not observed.loaded(lun)]
     return dataclasses.replace(observed, superblocks=superblocks(idle, backings, counter))
+
+
+def _present(backings: Mapping[UUID, str]) -> dict[UUID, Backing]:
+    """Those whose device is there: not so once it was unplugged."""
+    found = {}
+    for drive, device in backings.items():
+        with suppress(OSError):
+            found[drive] = Backing(device=device, number=catalog.number_of(device))
+    return found
 
 
 def superblocks(luns: Iterable[Lun], backings: Mapping[UUID, str], counter: IoCounter) -> dict[UUID, Superblock | None]:

@@ -129,15 +129,19 @@ def fail_drive(document: Document, name: str) -> Proposal:
     failed = msgspec.structs.replace(drive, status=DriveStatus.FAILED, reason=flapping.BY_REQUEST)
     document = document.with_drive(failed)
     for lun in document.luns:
-        gone = {index for index, member in enumerate(lun.members) if member.drive == drive.uuid}
-        # Without what a LUN cannot do without it is written to no more: nothing is missed (converge.take_note()).
-        if lun.layout.fault_tolerant and lun.layout.survives(len(lun.members), lun.lost | lun.rebuilding | gone):
-            for index in gone:
+        gone = frozenset(index for index, member in enumerate(lun.members) if member.drive == drive.uuid)
+        if lun.layout.fault_tolerant:
+            lost = lun.lost | lun.rebuilding | _away(document, lun)
+            for index in lun.layout.misses(len(lun.members), lost - gone, gone):
                 lun = lun.with_member(index, msgspec.structs.replace(lun.members[index], state=MemberState.FAILED))
             document = document.with_lun(lun)
     for lun in document.luns:
         document = document.with_lun(_without_copies(lun, drive))
     return Proposal(document=document, why=f"drive {drive.name} has failed")
+
+
+def _away(document: Document, lun: Lun) -> frozenset[int]:
+    return frozenset(index for index, member in enumerate(lun.members) if not document.drive_of(member.drive).online)
 
 
 def _without_copies(lun: Lun, drive: Drive) -> Lun:

@@ -190,23 +190,29 @@ def returned(
         liars = frozenset(index for index in here if document.drive_of(lun.members[index].drive).drops_writes)
         verdict = revival.judge(lun, superblocks, here - liars - (on_it if doubt else frozenset()), force=force)
         if not verdict.trusted:
+            # That nothing there can be believed is known now, and would be forgotten: the drive is as sound as any from here on.
+            lun = _failed(lun, on_it) if doubt else lun
             return Return(lun, f"stays failed: {verdict.why}", comes=False)
         said = f"comes online again: {verdict.why}"
         lost = here - verdict.trusted
-        lun = _serving_again(lun, verdict.trusted)
+        lun = _serving_again(lun, verdict)
+    elif was_dead:
+        # It will be used without them before anybody looks again.
+        lun = _failed(lun, unusable - lun.rebuilding)
+        lost = lun.lost & here
     fresh: list[Member] = []
     for index in sorted(lost - frozenset(lun.trusted)):
         member = lun.members[index]
-        if not doubt and proven(lun, index, superblocks):
+        if not doubt and proven(lun, index, superblocks) and _behind(lun, index, superblocks):
             lun = lun.with_member(index, msgspec.structs.replace(member, state=MemberState.RETURNING))
         else:
             # The same place, as a member that nobody knows: nothing of what lies there is believed.
             anew = msgspec.structs.replace(member, uuid=next(ids), state=MemberState.REBUILDING, successor=None)
             fresh.append(anew)
             lun = lun.with_member(index, anew)
-    regenerates = bool(lun.rebuilding)
+    regenerates = bool(lun.rebuilding) or bool(lun.trusted and not lun.lost)
     unknown = f"{doubt}, and nobody knows which" if doubt else "its superblock does not prove what it missed"
-    how = f"is regenerated as a whole: {unknown}" if fresh else "regenerates what it missed" if regenerates else ""
+    how = f"is regenerated as a whole: {unknown}" if fresh else "regenerates what it missed" if lun.rebuilding else ""
     why = ", and ".join(words for words in (said, how) if words)
     return Return(lun, why, regenerates=regenerates, zeroed=tuple(fresh))
 
@@ -220,14 +226,31 @@ def _disowned(observed: Observed, lun: Lun, superblocks: Superblocks) -> frozens
     return frozenset(index for index in range(len(lun.members)) if word >> index & 1)
 
 
-def _serving_again(lun: Lun, trusted: frozenset[int]) -> Lun:
-    """The LUN with these members in sync. The others have failed, until it is seen what becomes of them."""
+def _serving_again(lun: Lun, verdict: revival.Verdict) -> Lun:
+    """The LUN with these members in sync. The others have failed, until it is seen what becomes of them.
+
+    What was being written when it failed may be torn. Not each of them has all of the last bits in its bitmap, so it is repaired.
+    """
     for index, member in enumerate(lun.members):
-        state = MemberState.IN_SYNC if index in trusted else MemberState.FAILED
+        state = MemberState.IN_SYNC if index in verdict.trusted else MemberState.FAILED
         lun = lun.with_member(index, msgspec.structs.replace(member, state=state, successor=None))
-    # All of them together are made equal as after a power cut.
-    suspect = lun.suspect and len(trusted) < len(lun.members)
-    return msgspec.structs.replace(lun, trusted=tuple(sorted(trusted)), frozen=False, suspect=suspect)
+    trusted = tuple(sorted(verdict.trusted))
+    return msgspec.structs.replace(lun, trusted=trusted, forced=verdict.forced, frozen=False, suspect=True)
+
+
+def _failed(lun: Lun, members: frozenset[int]) -> Lun:
+    for index in members:
+        lun = lun.with_member(
+            index, msgspec.structs.replace(lun.members[index], state=MemberState.FAILED, successor=None)
+        )
+    return lun
+
+
+def _behind(lun: Lun, index: int, superblocks: Superblocks) -> bool:
+    """Whether a member is older than all that serve again: between equals the kernel takes the first for the freshest."""
+    own = superblocks.get(lun.members[index].uuid)
+    others = [head.events for other in lun.trusted if (head := superblocks.get(lun.members[other].uuid)) is not None]
+    return own is not None and own.events < min(others, default=own.events + 1)
 
 
 def proven(lun: Lun, index: int, superblocks: Superblocks) -> bool:
@@ -258,7 +281,7 @@ def failed(document: Document) -> frozenset[UUID]:
 
 def taken_back(lun: Lun, failed: frozenset[int]) -> Lun:
     """The LUN after the kernel was asked to take members back; `failed` are those that it did not take."""
-    lun = msgspec.structs.replace(lun, trusted=())
+    lun = msgspec.structs.replace(lun, trusted=(), forced=False)
     for index in sorted(lun.returning):
         state = MemberState.FAILED if index in failed else MemberState.REBUILDING
         lun = lun.with_member(index, msgspec.structs.replace(lun.members[index], state=state))

@@ -6,8 +6,12 @@ acknowledges a write that a leg misses, it writes into all other superblocks tha
 md_update_sb(), MD_SB_CHANGE_PENDING). So the freshest superblock that tells of a state in which the LUN could serve tells of
 the last such state.
 
-Some of those that served may be away still. That is no matter as long as they cannot have served without any of those that are
-here, for then these would have been told; and as long as these are enough.
+Some of those that served may be away still. That is no matter as long as those that are here are enough, and would have been told
+of every state in which one of them did not serve. They may have been told and have it overwritten since: the freshest says
+who had failed in the end, and not in which order. So one that it calls failed is trusted only where nobody who is away could know
+better.
+
+A raid10 that has lost a pair goes on writing to the others. There only the freshest superblock counts, and all must be here.
 
 Whatever is chosen, what was being written at that moment may be torn, as after a power cut. With all members here the kernel
 makes them equal again; a member that is regenerated from torn stripes is regenerated wrong there, if only in what was being
@@ -19,7 +23,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from blkrecov.dm.superblock import Superblock
-from blkrecov.model import Lun, MemberState
+from blkrecov.model import Layout, Lun, MemberState
 
 Superblocks = Mapping[UUID, Superblock | None]
 
@@ -30,20 +34,21 @@ class Verdict:
 
     trusted: frozenset[int]
     why: str
+    forced: bool = False
 
 
 def judge(lun: Lun, superblocks: Superblocks, here: frozenset[int], *, force: bool = False) -> Verdict:
     """`here` are the members whose drives are online. Forced, those that failed last serve, whatever they have missed."""
     served = frozenset(index for index, member in enumerate(lun.members) if member.state is MemberState.IN_SYNC)
     known = {index: head for index in here if (head := _whole(lun, index, superblocks)) is not None}
-    failed = _last_failed(lun, {index: head for index, head in known.items() if index in served})
+    heads = {index: head for index, head in known.items() if index in served}
+    failed = _last_failed(lun, heads)
     everyone = frozenset(range(len(lun.members)))
     if failed is not None:
         trusted = everyone - failed
         present = trusted & frozenset(known)
         enough = lun.layout.survives(len(lun.members), everyone - present)
-        unseen = trusted - present
-        if enough and not lun.layout.survives(len(lun.members), everyone - unseen):
+        if enough and not _may_have_missed(lun, present, failed, trusted - present, known, heads):
             return Verdict(present, _told(lun, present, known))
     if force:
         return _forced(lun, known, everyone)
@@ -64,12 +69,46 @@ def _whole(lun: Lun, index: int, superblocks: Superblocks) -> Superblock | None:
 
 def _last_failed(lun: Lun, known: Mapping[int, Superblock]) -> frozenset[int] | None:
     """The members that did not serve in the last state on record in which the LUN could; None where there is no such record."""
-    for _, head in sorted(known.items(), key=lambda item: -item[1].events):
-        failed = frozenset(index for index in range(len(lun.members)) if head.failed >> index & 1)
-        failed |= lun.lost | lun.rebuilding
+    for head in sorted(known.values(), key=lambda head: -head.events):
+        failed = _bits(lun, head) | lun.lost | lun.rebuilding
         if lun.layout.survives(len(lun.members), failed):
             return failed
+        if lun.layout is Layout.RAID10:
+            break
     return None
+
+
+def _may_have_missed(
+    lun: Lun,
+    present: frozenset[int],
+    failed: frozenset[int],
+    unseen: frozenset[int],
+    known: Mapping[int, Superblock],
+    heads: Mapping[int, Superblock],
+) -> bool:
+    """Whether one that would be trusted may have failed while others went on."""
+    count = len(lun.members)
+    for index in present:
+        for head in known.values():
+            # By whomever: one that the document calls lost has served after that as well.
+            if (
+                head.failed >> index & 1
+                and head.events > known[index].events
+                and lun.layout.survives(count, _bits(lun, head))
+            ):
+                return True
+    if not unseen:
+        return False
+    if lun.layout is Layout.RAID10:
+        return True
+    in_the_end = _bits(lun, max(heads.values(), key=lambda head: head.events))
+    if any(lun.layout.survives(count, failed | {index}) for index in present & in_the_end):
+        return True
+    return lun.layout.survives(count, frozenset(range(count)) - unseen)
+
+
+def _bits(lun: Lun, head: Superblock) -> frozenset[int]:
+    return frozenset(index for index in range(len(lun.members)) if head.failed >> index & 1)
 
 
 def _forced(lun: Lun, known: Mapping[int, Superblock], everyone: frozenset[int]) -> Verdict:
@@ -80,7 +119,8 @@ def _forced(lun: Lun, known: Mapping[int, Superblock], everyone: frozenset[int])
     ):
         chosen |= {index}
         if lun.layout.survives(len(lun.members), everyone - chosen):
-            return Verdict(chosen, f"forced, with what members {_names(chosen)} have: what they missed is lost")
+            why = f"forced, with what members {_names(chosen)} have: what they missed is lost"
+            return Verdict(chosen, why, forced=True)
     return Verdict(frozenset(), f"not even members {_names(frozenset(known))} together are enough")
 
 

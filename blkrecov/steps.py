@@ -231,6 +231,8 @@ class AgreeSuperblocks:
     places: tuple[tuple[int, str, int], ...]
     """(position of the leg, drive port, sector)"""
     failed: frozenset[int]
+    incremental: bool
+    """Whether the bitmap tells what the others lack."""
 
     def lines(self) -> tuple[str, ...]:
         legs = ", ".join(str(position) for position, _, _ in self.places)

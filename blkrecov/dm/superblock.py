@@ -62,13 +62,13 @@ def with_resync_from_start(block: bytes) -> bytes:
     return block[:_RESYNC_OFFSET] + bytes(8) + block[_RESYNC_OFFSET + 8 :]
 
 
-def agreed(blocks: Mapping[int, bytes], failed: frozenset[int]) -> dict[int, bytes]:
+def agreed(blocks: Mapping[int, bytes], failed: frozenset[int], *, incremental: bool = True) -> dict[int, bytes]:
     """The superblocks of legs that are to serve again, by position: the freshest one's words for all of them, no leg called
-    failed but these, and the lowest of their event counters.
+    failed but these, and the lowest of their event counters; or one more than the highest.
 
     The kernel takes the bitmap of the first leg in sync, and regenerates everything where that is older than the superblocks
-    (drivers/md/md-bitmap.c, md_bitmap_read_sb()). The lowest counter makes it believe the bitmap, which may be believed: no write
-    was acknowledged after the array had lost too much, and until then each leg that served has every bit.
+    (drivers/md/md-bitmap.c, md_bitmap_read_sb()). The lowest counter makes it believe the bitmap. That is right where no write
+    was acknowledged after the array had lost too much, for until then each leg that served has every bit.
 
     With no leg failed, what was being written then is resynchronised. Where one is, the others are not equal to anything.
 
@@ -79,7 +79,8 @@ def agreed(blocks: Mapping[int, bytes], failed: frozenset[int]) -> dict[int, byt
     if set(heads) != set(blocks):
         raise ValueError(f"there is no superblock at position {', '.join(map(str, sorted(set(blocks) - set(heads))))}")
     freshest = max(heads, key=lambda position: heads[position].events)
-    events = min(head.events for head in heads.values())
+    counters = [head.events for head in heads.values()]
+    events = min(counters) if incremental else max(counters) + 1
     word = sum(1 << position for position in failed)
     made = {}
     for position in blocks:

@@ -62,7 +62,7 @@ def below(device: str) -> Below | None:
         words = [(directory / attribute).read_text().strip() for attribute in ("autoclear", "dio")]
     except OSError:
         return None
-    deleted = name.endswith(_DELETED) and not Path(name).exists()
+    deleted = name.endswith(_DELETED) and not _exists(name)
     return Below(
         file=name.removesuffix(_DELETED) if deleted else name,
         deleted=deleted,
@@ -110,9 +110,17 @@ def examine(drive: Drive, device: str, port: str, counter: IoCounter) -> Finding
 def moved_to(drive: Drive, device: str) -> str | None:
     """Where a drive's file is now, if it is not where it was."""
     attached = below(device)
-    if attached is None or attached.deleted or attached.file == drive.path or Path(drive.path).exists():
+    if attached is None or attached.deleted or attached.file == drive.path or _exists(drive.path):
         return None
-    return attached.file if Path(attached.file).exists() else None
+    return attached.file if _exists(attached.file) else None
+
+
+def _exists(path: str) -> bool:
+    """A file system that has shut down has no files, but errors."""
+    try:
+        return Path(path).exists()
+    except OSError:
+        return False
 
 
 def is_outdated(drive: Drive, found: Finding) -> bool:

@@ -72,6 +72,9 @@ class DriveWatcher:
     def happened(self) -> tuple[bool, frozenset[str]]:
         """Since the last call: (whether any of it may have changed, names of devices on which requests have failed)."""
         changed = bool(self._changes.read(timeout=0))
-        while (event := self._uevents.poll(timeout=0)) is not None:
-            changed = changed or event.action in ("remove", "offline")
+        try:
+            while (event := self._uevents.poll(timeout=0)) is not None:
+                changed = changed or event.action in ("remove", "offline")
+        except OSError:  # ENOBUFS: there was more than the kernel keeps for us.
+            changed = True
         return changed, self._log.errors()

@@ -98,7 +98,8 @@ def test_a_lun_that_is_not_exported_has_no_disk() -> None:
 def test_ports_alone_can_be_had() -> None:
     """Superblocks are read through them, before anything is decided about LUNs."""
     document = whole()
-    steps = converge_ports(document, Machine.with_drives(document).observe(document))
+    ports = converge_ports(document, Machine.with_drives(document).observe(document))
+    steps = [step for steps in ports.values() for step in steps]
     assert kinds(list(steps)) == ["CreateDevice"] * 6
 
 
