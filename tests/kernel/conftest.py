@@ -18,17 +18,19 @@ _M_MMAP_THRESHOLD: Final = -3
 
 # Of the cases in these files one of so many is taken.
 SHARES: Final = {
-    "test_matrix_": 3,
-    "test_layouts": 2,
-    "test_snapshots": 2,
+    "test_matrix_": 6,
+    "test_layouts": 3,
+    "test_snapshots": 3,
+    "test_reconnect": 2,
     "test_replace": 2,
     "test_revival": 2,
+    "test_bad_input": 2,
 }
 _told: Final[list[str]] = []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A whole run stays below twenty minutes: it takes every third cell of the fault matrix, every second case of tables like it,
+    """A whole run stays below twenty minutes: it takes every sixth cell of the fault matrix, some of the cases of tables like it,
     and nothing that is marked long.
 
     BLKRECOV_LONG=1 takes all: scripts/vm --mem 3G --disk 6G -- env BLKRECOV_LONG=1 python -m pytest tests/kernel/...
