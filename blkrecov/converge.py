@@ -462,7 +462,7 @@ class _Plan:
 
     def trusts(self, lun: Lun) -> bool:
         """Whether the kernel has a LUN loaded, and has not lost too much of it."""
-        return self.observed.raid(lun) is not None and not self.observed.is_fatal(lun, self.observed.given_up(lun))
+        return self.observed.raid(lun) is not None and not self.observed.collapsed(lun)
 
     def reloaded(self, lun: Lun, device: Device, live: Live | None) -> Iterator[Step]:
         """A plex that had lost too much. The kernel never takes back what it has given up then, neither by a suspend and a

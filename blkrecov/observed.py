@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from blkrecov.dm import names, status
-from blkrecov.dm.status import LogHealth, MirrorHealth, MirrorStatus, RaidStatus, SnapshotStatus
+from blkrecov.dm.status import LegHealth, LogHealth, MirrorHealth, MirrorStatus, RaidStatus, SnapshotStatus
 from blkrecov.dm.superblock import Superblock
 from blkrecov.dm.table import Table
 from blkrecov.model import Document, Lun, Member, MemberState, Restore
@@ -163,7 +163,16 @@ class Observed:
             return frozenset()
         found = [superblock for member in lun.members if (superblock := self.superblocks.get(member.uuid)) is not None]
         failed = max(found, key=lambda superblock: superblock.events).failed if found else 0
-        fatal = self.is_fatal(lun, frozenset(index for index in range(len(lun.members)) if failed >> index & 1))
+        heads = [self.superblocks.get(member.uuid) for member in lun.members]
+        fatal = _is_fatal(
+            lun,
+            frozenset(
+                index
+                for index, head in enumerate(heads)
+                if failed >> index & 1
+                or (head.recovery_offset is not None if head is not None else index in lun.rebuilding)
+            ),
+        )
         used = bool(found) or lun.initialised
         return frozenset(
             index
@@ -178,15 +187,28 @@ class Observed:
         """Members that the kernel has given up."""
         # One that returns is failed until the kernel has been asked to take it back; those that are to serve again until the LUN
         # is loaded anew. After that they can fail as all others.
-        given_up = self.given_up(lun)
-        overruled = frozenset(lun.trusted) if self.is_fatal(lun, given_up) else frozenset()
-        return given_up - lun.returning - overruled
+        overruled = frozenset(lun.trusted) if lun.trusted and self.collapsed(lun) else frozenset()
+        return self.given_up(lun) - lun.returning - overruled
 
-    def is_fatal(self, lun: Lun, failed: frozenset[int]) -> bool:
-        """Whether a LUN cannot do without these, beside what it has lost: it waits to be loaded by those that are trusted."""
-        return not lun.layout.survives(len(lun.members), lun.lost | failed)
+    def collapsed(self, lun: Lun) -> bool:
+        """Whether the kernel has lost too much of a LUN: if some are trusted, it waits to be loaded by them."""
+        raid = self.raid(lun)
+        if raid is None:
+            return False
+        # While all are made equal none is in sync, and each is good.
+        regenerated = (
+            frozenset(index for index, leg in enumerate(raid.legs) if leg is LegHealth.OUT_OF_SYNC)
+            if LegHealth.IN_SYNC in raid.legs
+            else frozenset()
+        )
+        return _is_fatal(lun, self.given_up(lun) | regenerated)
 
     def given_up(self, lun: Lun) -> frozenset[int]:
         """Legs that the kernel does without at this moment, whatever is to become of them."""
         raid = self.raid(lun)
         return frozenset(raid.lost) if raid is not None else frozenset()
+
+
+def _is_fatal(lun: Lun, failed: frozenset[int]) -> bool:
+    """Whether a LUN cannot do without these, beside what it has lost."""
+    return not lun.layout.survives(len(lun.members), lun.lost | failed)

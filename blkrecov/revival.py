@@ -43,12 +43,18 @@ def judge(lun: Lun, superblocks: Superblocks, here: frozenset[int], *, force: bo
     known = {index: head for index in here if (head := _whole(lun, index, superblocks)) is not None}
     heads = {index: head for index, head in known.items() if index in served}
     failed = _last_failed(lun, heads)
+    # One that the document calls unfinished may be whole by now, and have served.
+    unfinished = frozenset(
+        index
+        for index in lun.rebuilding
+        if (head := superblocks.get(lun.members[index].uuid)) is not None and head.recovery_offset is not None
+    )
     everyone = frozenset(range(len(lun.members)))
     if failed is not None:
         trusted = everyone - failed
         present = trusted & frozenset(known)
         enough = lun.layout.survives(len(lun.members), everyone - present)
-        if enough and not _may_have_missed(lun, present, failed, trusted - present, known, heads):
+        if enough and not _may_have_missed(lun, present, failed, trusted - present, known, heads, unfinished):
             return Verdict(present, _told(lun, present, known))
     if force:
         return _forced(lun, known, everyone)
@@ -85,17 +91,15 @@ def _may_have_missed(
     unseen: frozenset[int],
     known: Mapping[int, Superblock],
     heads: Mapping[int, Superblock],
+    unfinished: frozenset[int],
 ) -> bool:
     """Whether one that would be trusted may have failed while others went on."""
     count = len(lun.members)
     for index in present:
         for head in known.values():
             # By whomever: one that the document calls lost has served after that as well.
-            if (
-                head.failed >> index & 1
-                and head.events > known[index].events
-                and lun.layout.survives(count, _bits(lun, head))
-            ):
+            told = head.failed >> index & 1 and head.events > known[index].events
+            if told and lun.layout.survives(count, _bits(lun, head) | unfinished):
                 return True
     if not unseen:
         return False

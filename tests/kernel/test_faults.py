@@ -201,7 +201,7 @@ def test_each_io_of_a_slow_drive_takes_longer(lab: Lab) -> None:
         array.inject_fault("d0", Fault(FaultKind.SLOW, 100))
         node = port(array, "d0")
         ticks, reads = count(node, 3), count(node, 0)
-        assert least() >= 0.1
+        assert least() >= 0.09  # The timer of 10 ms may have run for a while.
         # Whatever udev reads of a LUN that was written counts as well.
         assert count(node, 0) - reads >= 5
         assert count(node, 3) - ticks >= 500
@@ -248,7 +248,7 @@ def test_lost_writes_are_regenerated_and_never_read_afterwards(lab: Lab) -> None
         ended = array.wait(array.reconnect(proposal, task, found).id, timeout_s=60)
         assert ended.state is TaskState.COMPLETED, ended
         assert "plain is online, and may have lost what was written to it" in ended.message
-        assert "mirror is regenerated as a whole: what it missed is not known" in ended.message
+        assert "mirror is regenerated as a whole: drive d1 lost writes, and nobody knows which" in ended.message
         assert kind(array, "d1") == "linear"
         for name, uuid in members.items():
             assert array.document.lun(name).members[1].uuid != uuid

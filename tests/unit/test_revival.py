@@ -1,7 +1,7 @@
 """Revival: which members of a LUN that had lost too much may serve again. Nothing that was acknowledged is ever lost by that."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 import msgspec
@@ -189,3 +189,14 @@ def test_one_that_the_document_calls_lost_may_know_who_failed_before_it() -> Non
     """It was made to fail before anybody had looked."""
     lun = with_states(lun_of(Layout.RAID5), GOOD, LOST, GOOD)
     assert trusted(lun, (7, 0b000), (9, 0b001), (11, 0b011)) == set()
+
+
+@pytest.mark.parametrize(("offset", "serve"), [(4096, {0, 2, 3}), (None, set())], ids=["unfinished", "whole by now"])
+def test_a_lun_that_failed_while_a_member_was_regenerated(offset: int | None, serve: set[int]) -> None:
+    """The kernel calls the other one failed, and not that one. If that one was whole, the LUN went on without the other."""
+    lun = with_states(with_lun(drives(6), Layout.RAID5, members=4)[1], GOOD, REBUILDING, GOOD, GOOD)
+    words = dict(known(lun, (11, 0b0100), (11, 0b0100), (9, 0b0000), (11, 0b0100)))
+    unfinished = words[lun.members[1].uuid]
+    assert unfinished is not None
+    words[lun.members[1].uuid] = replace(unfinished, recovery_offset=offset)
+    assert set(judge(lun, words, frozenset(range(4))).trusted) == serve
