@@ -1,7 +1,9 @@
 """LUNs that had lost more than they can do without, and whose drives come back, on a real kernel."""
 
+import hashlib
+import random
 import time
-from itertools import product
+from itertools import count, product
 
 import pytest
 
@@ -17,9 +19,11 @@ from tests.kernel.lab import (
     fill,
     in_sync,
     lun,
+    scrub,
     show,
     states,
 )
+from tests.kernel.test_reconnect import forget_tables, killed
 
 SIZE = 8 * MIB
 KEPT = SIZE - MIB
@@ -165,3 +169,53 @@ def test_force_brings_a_lun_online_with_what_there_is(lab: Lab) -> None:
         in_sync(array, "vol")
         assert disagreements(array, "vol") == []
         assert checksum(disk) == digest
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("then", "first"), [("the process", 1), ("the machine", 2)])
+def test_a_lun_that_comes_back_may_be_cut_short_anywhere(lab: Lab, then: str, first: int) -> None:
+    """Before an effect: nothing that was acknowledged is lost, and the same command brings back what is not."""
+    lab.create(4)
+    earlier, last = LOSSES["raid5"]
+    with lab.opened() as array:
+        lun(array, "vol", "raid5", SIZE, drives=drives_of("raid5"), exported=False)
+        in_sync(array, "vol")
+    for at in count(first, 3):
+        with lab.opened() as array:
+            disk = disk_of(array, "vol")
+            fill(disk, SIZE, seed=at)
+            for name in LOSSES["raid5"]:
+                fill(disk, MIB, seed=1000 + at)
+                array.fail_drive(name)
+            with pytest.raises(OSError, match="Input/output error"):
+                fill(disk, MIB, seed=99, offset=KEPT)
+        point = killed(lab, at, lambda array: reconnect(array, last))
+        if then == "the machine":
+            forget_tables()
+            lab.power_cut()
+        with lab.opened() as array:
+            where = f"at {at}: {point}"
+            if show(array, "vol")["status"] != "online":
+                assert "online again" in reconnect(array, last).message, where
+            whole_of = filled_twice(at)
+            assert kept(disk_of(array, "vol")) == whole_of, where
+            reconnect(array, earlier)
+            for task in array.document.tasks:
+                if not task.state.ended:
+                    array.wait(task.id, timeout_s=60)
+            assert set(states(array, "vol")) == {"in_sync"}, where
+            scrub(array, "vol", repair=True)
+            assert kept(disk_of(array, "vol")) == whole_of, where
+            assert disagreements(array, "vol") == [], where
+        if not point:
+            break
+
+
+def filled_twice(at: int) -> str:
+    """The checksum of what is kept of the LUN in the test above."""
+    digest = hashlib.sha256(random.Random(1000 + at).randbytes(MIB))
+    source = random.Random(at)
+    pieces = [source.randbytes(MIB) for _ in range(SIZE // MIB)]
+    for piece in pieces[1 : KEPT // MIB]:
+        digest.update(piece)
+    return digest.hexdigest()
