@@ -552,6 +552,7 @@ def test_a_disk_keeps_its_own_signature_unless_it_is_to_have_the_original_s(lab:
 # Comparing.
 
 
+@pytest.mark.long
 def test_what_was_copied_is_compared_and_a_difference_is_found(lab: Lab) -> None:
     """Of a LUN of which little was changed only that is compared; a bit that turned on the way is not let pass."""
     size = 16 * MIB
@@ -622,6 +623,7 @@ def test_a_paused_restore_moves_nothing_and_goes_on_where_it_was(slow: Slow, lab
         assert it.wrong(array, digest=it.then) == []
 
 
+@pytest.mark.long
 def test_a_restore_goes_on_without_the_process_that_began_it(slow: Slow, lab: Lab) -> None:
     """Nor without what was in the kernel: the array is stopped. Another process opens it, waits for the restore, and ends it."""
     with half(slow, lab) as it:
@@ -644,6 +646,7 @@ def test_a_restore_goes_on_without_the_process_that_began_it(slow: Slow, lab: La
         assert show(array, "vol")["status"] == "online"
 
 
+@pytest.mark.long
 def test_a_monitor_ends_a_restore(slow: Slow, lab: Lab) -> None:
     """Nobody waits for it."""
     with half(slow, lab) as it:
@@ -807,6 +810,7 @@ def test_all_layouts_go_back_to_what_they_were_in_one_call(five: Lab) -> None:
                 array.carry_out(array.propose_delete(name))
 
 
+@pytest.mark.long
 def test_plexes_of_all_layouts_go_onto_luns_of_other_layouts(five: Lab) -> None:
     """Plexes of one moment, each onto a LUN of the next layout, while somebody writes to the LUN that they were taken of."""
     with five.opened() as array:
@@ -845,6 +849,7 @@ def sized(array: Array, size: int) -> int:
     return sum(geometry.free_length(document, drive) for drive in document.drives)
 
 
+@pytest.mark.long
 def test_a_target_is_as_large_as_its_source_afterwards(five: Lab) -> None:
     """Larger or smaller before, in every layout, in one call. It is a LUN like any other then: it starts again, is recovered, and
     can be extended; what it does not need any more is free.

@@ -878,6 +878,7 @@ def left_over(array: Array) -> tuple[list[str], list[str]]:
     return our_devices(), [each.name for each in array.document.luns]
 
 
+@pytest.mark.long
 def test_a_source_with_bad_sectors(medium: Medium, lab: Lab, table: Table) -> None:
     """Of two pairs one fails: neither counts as restored. With an undo both hold again what they held before."""
     with with_medium(lab, medium) as array:
@@ -907,6 +908,7 @@ def test_a_source_with_bad_sectors(medium: Medium, lab: Lab, table: Table) -> No
         assert (checksum(vol), checksum(other)) == before
 
 
+@pytest.mark.long
 def test_a_target_with_bad_sectors(medium: Medium, lab: Lab, table: Table) -> None:
     """What cannot be written cannot be put back either: it stays not ready until it can."""
     with with_medium(lab, medium) as array:
@@ -928,6 +930,7 @@ def test_a_target_with_bad_sectors(medium: Medium, lab: Lab, table: Table) -> No
             fill(vol, LARGE, seed=3)
 
 
+@pytest.mark.long
 def test_a_log_that_is_lost(medium: Medium, lab: Lab, table: Table) -> None:
     """The copy begins anew with a log on another drive, and ends well; where no drive has room for one, it ends."""
     with with_medium(lab, medium) as array:
@@ -961,6 +964,7 @@ def test_a_log_that_is_lost(medium: Medium, lab: Lab, table: Table) -> None:
         assert checksum(vol) == first
 
 
+@pytest.mark.long
 def test_a_source_that_overflows(medium: Medium, lab: Lab, table: Table) -> None:
     """Somebody writes to the origin meanwhile, more than the shadow copy has room for."""
     with with_medium(lab, medium) as array:
@@ -984,6 +988,7 @@ def test_a_source_that_overflows(medium: Medium, lab: Lab, table: Table) -> None
             array.carry_out(array.propose_delete(f"s{number}"))
 
 
+@pytest.mark.long
 def test_drives_that_are_lost(medium: Medium, lab: Lab, table: Table) -> None:
     """The source's, beyond redundancy; then the target's."""
     # Beside a source its drive has no room for the undo's store.
@@ -1011,6 +1016,7 @@ def test_drives_that_are_lost(medium: Medium, lab: Lab, table: Table) -> None:
         assert checksum(node("ond3")) == before
 
 
+@pytest.mark.long
 def test_a_target_that_loses_a_member(medium: Medium, lab: Lab) -> None:
     """Within its redundancy: the copy goes on, and the LUN is recovered afterwards as any other."""
     with with_medium(lab, medium) as array:
@@ -1064,6 +1070,7 @@ def test_the_kernel_refuses(lab: Lab, table: Table) -> None:
 # The task.
 
 
+@pytest.mark.long
 def test_the_task(medium: Medium, lab: Lab, table: Table) -> None:
     """IVssAsync: pending, cancelled, finished, and too late for that; one at a time."""
     with with_medium(lab, medium) as array, impatient():
@@ -1130,6 +1137,7 @@ def test_the_task(medium: Medium, lab: Lab, table: Table) -> None:
         medium.heal()
 
 
+@pytest.mark.long
 def test_the_table_of_codes_is_whole(table: Table) -> None:
     """No row that was never brought about."""
     assert set(ROWS) - table.rows == set()

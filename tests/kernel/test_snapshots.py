@@ -485,6 +485,7 @@ def test_a_shadow_copy_is_lost_when_its_linear_store_fails(lab: Lab) -> None:
         assert regions_of(array, "d1") == set()
 
 
+@pytest.mark.long
 def test_a_shadow_copy_outlives_a_drive_of_its_mirrored_store(lab: Lab) -> None:
     """A raid1 store loses a leg and is recovered as any LUN is; then it can do without the other."""
     lab.create(3)
@@ -673,6 +674,7 @@ def test_an_origin_is_recovered_moved_and_extended_under_its_shadow_copies(lab: 
         assert sums(array, "vol", *wanted) == {"vol": now, **wanted}
 
 
+@pytest.mark.long
 def test_a_linear_origin_and_a_linear_store_move_to_other_drives(lab: Lab) -> None:
     """Their plexes go through a mirror for that while and past it afterwards: no write to the origin goes unsaved."""
     lab.create(4)
@@ -724,6 +726,7 @@ def test_a_plex_needs_its_origin_no_more(lab: Lab) -> None:
         assert sums(array, "plex") == {"plex": wanted}
 
 
+@pytest.mark.long
 def test_a_plex_has_holes_where_its_origin_has(lab: Lab) -> None:
     """What was never written is not copied, and takes no room in the drive's file."""
     size = 64 * MIB
@@ -836,6 +839,7 @@ def left(array: Array) -> object:
     return [lun.name for lun in array.document.luns], uses, our_devices(), len(array.observed.exports)
 
 
+@pytest.mark.long
 def test_a_plex_that_is_cancelled_leaves_nothing_behind(begin_half: Callable[[Array], Half], lab: Lab) -> None:
     """Neither a LUN nor an extent nor a device, and nothing above its origin's plex."""
 
@@ -881,6 +885,7 @@ def test_a_plex_goes_on_after_a_restart(begin_half: Callable[[Array], Half], lab
         assert [lun.name for lun in array.document.luns] == ["vol", "plex"]
 
 
+@pytest.mark.long
 def test_plexes_of_a_set_are_of_one_moment(lab: Lab) -> None:
     """They are filled one beside the other, by one task."""
     lab.create(4)
