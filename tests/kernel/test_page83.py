@@ -120,6 +120,7 @@ def test_the_disk_answers_with_the_identity_that_we_computed(lun: str, exporter:
 def test_the_disk_bears_our_names(lun: str, exporter: Exporter) -> None:
     """Operators see vendor and model in lsscsi; the model is the LUN's name as far as it fits."""
     made = exporter.export("a-name-beyond-sixteen", lun, SERIAL)
+    udev.settle(10)  # The disk of the test before had this name and this identity.
     said = udev.properties(made.disk)
     assert (said["ID_VENDOR"], said["ID_MODEL"]) == ("blkrecov", "a-name-beyond-si")
 
