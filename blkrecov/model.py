@@ -529,6 +529,10 @@ class Document(msgspec.Struct, frozen=True):
                 return drive
         raise self._absent("drive", name)
 
+    def away(self, lun: Lun) -> frozenset[int]:
+        """The members of a LUN whose drives are not online, by index."""
+        return frozenset(index for index, member in enumerate(lun.members) if not self.drive_of(member.drive).online)
+
     def drive_of(self, uuid: UUID) -> Drive:
         return next(drive for drive in self.drives if drive.uuid == uuid)
 

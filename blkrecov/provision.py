@@ -131,17 +131,13 @@ def fail_drive(document: Document, name: str) -> Proposal:
     for lun in document.luns:
         gone = frozenset(index for index, member in enumerate(lun.members) if member.drive == drive.uuid)
         if lun.layout.fault_tolerant:
-            lost = lun.lost | lun.rebuilding | _away(document, lun)
+            lost = lun.lost | lun.rebuilding | document.away(lun)
             for index in lun.layout.misses(len(lun.members), lost - gone, gone):
                 lun = lun.with_member(index, msgspec.structs.replace(lun.members[index], state=MemberState.FAILED))
             document = document.with_lun(lun)
     for lun in document.luns:
         document = document.with_lun(_without_copies(lun, drive))
     return Proposal(document=document, why=f"drive {drive.name} has failed")
-
-
-def _away(document: Document, lun: Lun) -> frozenset[int]:
-    return frozenset(index for index, member in enumerate(lun.members) if not document.drive_of(member.drive).online)
 
 
 def _without_copies(lun: Lun, drive: Drive) -> Lun:

@@ -134,7 +134,7 @@ def distrusted(document: Document, drive: Drive, doubt: str) -> Document:
             continue
         refuse_busy(document, lun)
         there = frozenset(index for index, member in enumerate(lun.members) if member.drive == drive.uuid)
-        without = lun.lost | lun.rebuilding | _away(document, lun) | there
+        without = lun.lost | lun.rebuilding | document.away(lun) | there
         if lun.layout.fault_tolerant and lun.layout.survives(len(lun.members), without):
             for index in there:
                 failed = msgspec.structs.replace(lun.members[index], state=MemberState.FAILED, successor=None)
@@ -144,10 +144,6 @@ def distrusted(document: Document, drive: Drive, doubt: str) -> Document:
             lun = msgspec.structs.replace(lun, shadow=msgspec.structs.replace(lun.shadow, lost=lost))
         document = document.with_lun(lun)
     return document
-
-
-def _away(document: Document, lun: Lun) -> frozenset[int]:
-    return frozenset(index for index, member in enumerate(lun.members) if not document.drive_of(member.drive).online)
 
 
 def returned(
@@ -169,7 +165,7 @@ def returned(
             return Return(lun, f"stays failed: drive {names} is away", comes=False)
         return Return(lun, f"is online, and may have lost what was written to it: {doubt}" if doubt else "is online")
     everyone = frozenset(range(len(lun.members)))
-    here = frozenset(index for index in everyone if document.drive_of(lun.members[index].drive).online)
+    here = everyone - document.away(lun)
     on_it = frozenset(index for index in everyone if lun.members[index].drive == drive.uuid)
     # What the kernel, or what it has written down, does without: members of a LUN that is not used are in sync, and no help.
     unusable = (
@@ -222,8 +218,7 @@ def _disowned(observed: Observed, lun: Lun, superblocks: Superblocks) -> frozens
     found = [head for member in lun.members if (head := superblocks.get(member.uuid)) is not None]
     if observed.loaded(lun) or not found:
         return frozenset()
-    word = max(found, key=lambda head: head.events).failed
-    return frozenset(index for index in range(len(lun.members)) if word >> index & 1)
+    return max(found, key=lambda head: head.events).lost & frozenset(range(len(lun.members)))
 
 
 def _serving_again(lun: Lun, verdict: revival.Verdict) -> Lun:
@@ -273,7 +268,7 @@ def failed(document: Document) -> frozenset[UUID]:
     """The LUNs that have lost more than they can do without, by the document alone; shadow copies with their origins."""
     lost = set()
     for lun in document.luns:
-        away = {index for index, member in enumerate(lun.members) if not document.drive_of(member.drive).online}
+        away = document.away(lun)
         if not lun.layout.survives(len(lun.members), lun.lost | lun.rebuilding | away):
             lost.add(lun.uuid)
     return frozenset(lost | {lun.uuid for lun in document.luns if lun.shadow is not None and lun.shadow.origin in lost})

@@ -76,7 +76,7 @@ def _whole(lun: Lun, index: int, superblocks: Superblocks) -> Superblock | None:
 def _last_failed(lun: Lun, known: Mapping[int, Superblock]) -> frozenset[int] | None:
     """The members that did not serve in the last state on record in which the LUN could; None where there is no such record."""
     for head in sorted(known.values(), key=lambda head: -head.events):
-        failed = _bits(lun, head) | lun.lost | lun.rebuilding
+        failed = head.lost | lun.lost | lun.rebuilding
         if lun.layout.survives(len(lun.members), failed):
             return failed
         if lun.layout is Layout.RAID10:
@@ -98,21 +98,17 @@ def _may_have_missed(
     for index in present:
         for head in known.values():
             # By whomever: one that the document calls lost has served after that as well.
-            told = head.failed >> index & 1 and head.events > known[index].events
-            if told and lun.layout.survives(count, _bits(lun, head) | unfinished):
+            told = index in head.lost and head.events > known[index].events
+            if told and lun.layout.survives(count, head.lost | unfinished):
                 return True
     if not unseen:
         return False
     if lun.layout is Layout.RAID10:
         return True
-    in_the_end = _bits(lun, max(heads.values(), key=lambda head: head.events))
+    in_the_end = max(heads.values(), key=lambda head: head.events).lost
     if any(lun.layout.survives(count, failed | {index}) for index in present & in_the_end):
         return True
     return lun.layout.survives(count, frozenset(range(count)) - unseen)
-
-
-def _bits(lun: Lun, head: Superblock) -> frozenset[int]:
-    return frozenset(index for index in range(len(lun.members)) if head.failed >> index & 1)
 
 
 def _forced(lun: Lun, known: Mapping[int, Superblock], everyone: frozenset[int]) -> Verdict:

@@ -36,6 +36,11 @@ class Superblock:
     resync_offset: int | None
     """How far the array has been synchronised."""
 
+    @property
+    def lost(self) -> frozenset[int]:
+        """The legs that it calls failed."""
+        return frozenset(index for index in range(self.failed.bit_length()) if self.failed >> index & 1)
+
 
 def parse(block: bytes) -> Superblock | None:
     """The superblock in a metadata device's first block; None where there is none, as on a zeroed device."""
