@@ -158,7 +158,7 @@ class Engine:
         self._control = owned.enter_context(Control())
         self._exporter = Exporter()
         self._freezer = Freezer(settings.volatile / f"{found.document.array.hex[:8]}.frozen")
-        self._actor = Actor(self._control, self._exporter, self.counter, self._freezer)
+        self._actor = Actor(found.document.array, self._control, self._exporter, self.counter, self._freezer)
         self.document: Document = found.document
         self.labels: dict[UUID, Label] = {uuid: item.label for uuid, item in found.drives.items()}
         self._found = found
@@ -199,6 +199,7 @@ class Engine:
     def assemble(self) -> None:
         """Make the kernel's devices what the document says; for all LUNs that can be, whatever the others do."""
         before = self.document
+        observer.refuse_taken_name(self._control, self.document)
         self._clear_up()
         self._attach()
         self._look_at_drives()
