@@ -34,6 +34,11 @@ def stranger(lab: Lab) -> Iterator[Lab]:
     with other.opened() as array:
         fill(lun(array, "vol", "raid1", 8 * MIB), 8 * MIB, seed=2)
     other.stop()
+    away = lab.directory / "in" / "a" / "drawer"
+    away.parent.mkdir(parents=True)
+    usb.rename(away)
+    lab.create(2)
+    away.rename(usb)
     yield other
     # Of two that are remembered under one name none can be opened by it.
     boot(lab, "stop")
@@ -62,7 +67,6 @@ def boot(lab: Lab, word: str) -> subprocess.CompletedProcess[str]:
 
 def test_another_array_of_the_same_name_is_refused_before_anything_is_touched(stranger: Lab, lab: Lab) -> None:
     """What is ours was taken for what is left of the other: an idle LUN's disk vanished. The remedy works."""
-    lab.create(2)
     ours, theirs = uuid_of(lab), uuid_of(stranger)
     with lab.opened() as array:
         disk = lun(array, "vol", "raid1", 8 * MIB)
@@ -79,7 +83,7 @@ def test_another_array_of_the_same_name_is_refused_before_anything_is_touched(st
     lab.stop()
     with opened(lab, theirs) as array:
         assert checksum(disk_of(array, "vol"), 8 * MIB) != contents
-    with pytest.raises(ObjectExists, match=theirs), opened(lab, ours):
+    with pytest.raises(ObjectExists, match=ours), opened(lab, ours):
         pass
     with opened(lab, theirs) as array:
         array.stop()
@@ -89,7 +93,6 @@ def test_another_array_of_the_same_name_is_refused_before_anything_is_touched(st
 
 def test_a_start_and_an_end_of_the_machine_go_by_uuid(stranger: Lab, lab: Lab) -> None:
     """Both are remembered. One of them comes up; it is told why the other does not; and what is up is taken down."""
-    lab.create(2)
     lab.stop()
     ours, theirs = uuid_of(lab), uuid_of(stranger)
     with opened(lab, theirs) as array:

@@ -117,8 +117,8 @@ def first(package: str) -> Json:
     blkrecov("array", "create", "la-b")
     for number in range(4):
         spare = ["--spare"] if number == 3 else []
-        blkrecov("drive", "add", f"{DRIVES}/d{number}.img", "--name", f"d{number}", "--size", "32M", *spare)
-    disk = make_lun("da-ta", "--layout", "raid1", "--size", "8M", "--drives", "d0,d1")
+        blkrecov("drive", "add", f"{DRIVES}/d{number}.img", "--name", f"d{number}", "--size", "48M", *spare)
+    disk = make_lun("da-ta", "--layout", "raid1", "--size", "28M", "--drives", "d0,d1")
     mount_at_boot(disk, DATA, "defaults")
     mount_at_boot(make_lun("later", "--layout", "linear", "--size", "4M", "--drives", "d2"), NETWORKED, "nofail")
     blkrecov("lun", "create", "bare", "--layout", "linear", "--size", "1M", "--drives", "d2", "--no-export")
@@ -154,7 +154,24 @@ def first(package: str) -> Json:
     run("umount", NETWORKED)
     blkrecov("resync", "tuesday:later")
     report["complaints"] = complaints()
+
+    # What must keep no other from coming up, or from going in good order: an array on another's LUN, one whose drives are away.
+    blkrecov("array", "create", "inner")
+    blkrecov("--array", "inner", "drive", "add", f"{DATA}/inner.img", "--size", "16M")
+    blkrecov("--array", "inner", "lun", "create", "deep", "--layout", "linear", "--size", "1M")
+    blkrecov("array", "create", "lost")
+    blkrecov("--array", "lost", "drive", "add", f"{DRIVES}/lost.img", "--size", "16M")
+    blkrecov("--array", "lost", "array", "stop")
+    (DRIVES / "lost.img").unlink()
+    run("systemctl", "daemon-reload")
+    run("systemctl", "start", "blkrecov-arrays.service")
+    report["units"] = {name: unit(unit_of(name), "ActiveState") for name in ("la-b", "inner", "lost")}
     return report
+
+
+def unit_of(array: str) -> str:
+    known = json.loads(blkrecov("array", "list", "--json"))
+    return next(f"blkrecov-array@{each['uuid']}.service" for each in known if each["name"] == array)
 
 
 @contextmanager
@@ -188,6 +205,7 @@ def complaints() -> list[str]:
 
 def second(package: str) -> Json:
     """After the restart: what is mounted, in which order it came. Then an upgrade, a purge, all while a LUN is written to."""
+    outer, inner = unit_of("la-b"), unit_of("inner")
     report: Json = {
         "mounted": [is_mounted(point) for point in (DRIVES, DATA, NETWORKED)],
         "file": (DATA / "file").read_text() if (DATA / "file").exists() else None,
@@ -197,11 +215,18 @@ def second(package: str) -> Json:
         "complaints": complaints(),
         "came": {
             name: int(unit(name, "ActiveEnterTimestampMonotonic")) / 1e6
-            for name in ("srv-drives.mount", "blkrecov-arrays.service", "data.mount", "blkrecovd.service")
+            for name in ("srv-drives.mount", outer, "data.mount", inner, "blkrecov-arrays.service", "blkrecovd.service")
         },
-        "arrays_began": int(unit("blkrecov-arrays.service", "InactiveExitTimestampMonotonic")) / 1e6,
-        "generated": Path("/run/systemd/generator/blkrecov-arrays.service.d/drives.conf").read_text(),
+        "units": {"outer": outer, "inner": inner},
+        "began": {name: int(unit(name, "InactiveExitTimestampMonotonic")) / 1e6 for name in (outer, inner)},
+        "generated": Path(f"/run/systemd/generator/{outer}.d/drives.conf").read_text(),
+        "nested": {
+            lun["name"]: lun["status"] for lun in json.loads(blkrecov("--array", "inner", "lun", "list", "--json"))
+        },
+        "told": run("journalctl", "--boot", "--unit=blkrecov-array@*", "--output=cat"),
     }
+    blkrecov("--array", "inner", "array", "stop")
+    (DATA / "inner.img").unlink()
     before = {name: unit(name, "ActiveEnterTimestampMonotonic") for name in UNITS}
     drives = sorted(path.name for path in DRIVES.glob("*.img"))
     up = devices()
@@ -211,8 +236,9 @@ def second(package: str) -> Json:
             "states": states(),
             "restarted": [unit(name, "ActiveEnterTimestampMonotonic") != before[name] for name in UNITS],
         }
-        run("dpkg", "--purge", "blkrecov")
+        said = run("sh", "-c", "dpkg --purge blkrecov 2>&1")
         report["purged"] = {
+            "said": [line for line in said.splitlines() if "stays up" in line],
             "state": [path.name for path in STATE.iterdir()] if STATE.exists() else [],
             "drives": sorted(path.name for path in DRIVES.glob("*.img")) == drives,
             "devices": devices() == up,
@@ -237,7 +263,7 @@ def second(package: str) -> Json:
     report["still_up"] = devices() == up and stopping.poll() is None
     run("umount", DATA)
     report["stopped"] = {"status": stopping.wait(DEADLINE_S), "devices": devices(), "loops": run("losetup", "--list")}
-    run("systemctl", "start", "blkrecovd.service", "data.mount")
+    run("systemctl", "start", "blkrecov-arrays.service", "data.mount")
     report["again"] = {"states": states(), "file": (DATA / "file").read_text()}
     return report
 

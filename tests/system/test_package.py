@@ -28,9 +28,10 @@ def first(machine: Machine, built: tuple[Path, Path], figure: Callable[[str], No
 def second(machine: Machine, first: Json, built: tuple[Path, Path], figure: Callable[[str], None]) -> Json:
     report = machine.boot("second", str(built[1]))
     came, wrote = report["came"], report["written"]
+    began = report["began"][report["units"]["outer"]]
     figure(
         f"seconds after the start: drives' file system mounted {came['srv-drives.mount']:.1f}, arrays brought up "
-        f"{report['arrays_began']:.1f} to {came['blkrecov-arrays.service']:.1f}, LUN mounted {came['data.mount']:.1f}"
+        f"{began:.1f} to {came['blkrecov-arrays.service']:.1f}, LUN mounted {came['data.mount']:.1f}"
     )
     figure(
         f"upgrade, purge and installation beside {wrote['writes']} writes; the longest took {wrote['longest_s']:.2f} s"
@@ -109,7 +110,22 @@ def test_luns_of_fstab_are_mounted_at_boot(second: Json) -> None:
 def test_arrays_wait_for_the_file_systems_that_drives_lie_on(second: Json) -> None:
     """Started before, the array would have found none of its drives, and called them lost."""
     assert "srv-drives.mount" in second["generated"]
-    assert second["came"]["srv-drives.mount"] < second["arrays_began"] < second["came"]["data.mount"]
+    assert second["came"]["srv-drives.mount"] < second["began"][second["units"]["outer"]] < second["came"]["data.mount"]
+
+
+def test_drives_may_lie_on_another_arrays_lun(second: Json) -> None:
+    """Each array has a unit of its own: one unit for all would wait for the mount that it has to make possible."""
+    came, inner = second["came"], second["units"]["inner"]
+    assert came[second["units"]["outer"]] < came["data.mount"] < second["began"][inner]
+    assert came[inner] < came["blkrecov-arrays.service"] < came["blkrecovd.service"]
+    assert second["nested"] == {"deep": "online"}
+
+
+def test_an_array_that_does_not_come_keeps_no_other(first: Json, second: Json) -> None:
+    """It is told, and its unit has not failed: systemd would stop nothing at the machine's end that has failed to start."""
+    assert first["units"] == {"la-b": "active", "inner": "active", "lost": "active"}
+    assert "array lost: no drive of array 'lost' was found" in second["told"]
+    assert second["failed"] == []
 
 
 def test_a_shutdown_takes_arrays_out_in_good_order(second: Json) -> None:
@@ -125,7 +141,11 @@ def test_an_upgrade_and_a_purge_interrupt_no_write(second: Json) -> None:
 
 
 def test_a_purge_leaves_the_array(second: Json) -> None:
-    """What this machine remembers goes, drives and devices stay, and the next installation finds them by their labels."""
+    """What this machine remembers goes, drives and devices stay, and the next installation finds them by their labels.
+
+    LUNs that are in use stay up, and it is said what becomes of them.
+    """
+    assert len(second["purged"].pop("said")) == 1
     assert second["purged"] == {"state": [], "drives": True, "devices": True, "program": False}
     assert second["reinstalled"]["known"] == ["la-b"]
     assert second["reinstalled"]["LUNs"]["da-ta"] == "online"
