@@ -190,20 +190,26 @@ def _settings() -> Settings:
 
 
 def main() -> None:
-    """start | stop | stop-idle | generator NORMAL EARLY LATE"""
+    """start [UUID] | stop [UUID] | stop-idle | generator NORMAL EARLY LATE"""
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.INFO)
     settings = _settings()
-    match sys.argv[1:]:
-        case ["start", *array] if len(array) <= 1:
-            start(settings, next(iter(array), None))
-        case ["stop", *array] if len(array) <= 1:
-            sys.exit(0 if stop(settings, next(iter(array), None)) else 1)
-        case ["stop-idle"]:
-            sys.exit(0 if stop(settings, patience_s=0) else 1)
-        case ["generator", directory, *_]:
-            generate(settings, Path(directory))
-        case _:
-            sys.exit("usage: start [UUID] | stop [UUID] | stop-idle | generator DIRECTORY...")
+    well = True
+    try:
+        match sys.argv[1:]:
+            case ["start", *array] if len(array) <= 1:
+                start(settings, next(iter(array), None))
+            case ["stop", *array] if len(array) <= 1:
+                well = stop(settings, next(iter(array), None))
+            case ["stop-idle"]:
+                well = stop(settings, patience_s=0)
+            case ["generator", directory, *_]:
+                generate(settings, Path(directory))
+            case _:
+                sys.exit("usage: start [UUID] | stop [UUID] | stop-idle | generator DIRECTORY...")
+    except (BlkrecovError, OSError) as error:
+        log.error("%s", error)
+        well = sys.argv[1] == "start"
+    sys.exit(0 if well else 1)
 
 
 if __name__ == "__main__":

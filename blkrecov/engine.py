@@ -231,6 +231,8 @@ class Engine:
             try:
                 self._act_on(steps)
             except BlkrecovError as error:
+                # Another array may have taken the name since: the drive has nothing to do with that.
+                observer.refuse_taken_name(self._control, self.document)
                 log.warning("drive %s: %s", self.document.drive_of(drive).name, error.message)
                 self._set_status(self.document.drive_of(drive), DriveStatus.FAILED, error.message)
                 self._backings.pop(drive, None)

@@ -117,7 +117,7 @@ def first(package: str) -> Json:
     blkrecov("array", "create", "la-b")
     for number in range(4):
         spare = ["--spare"] if number == 3 else []
-        blkrecov("drive", "add", f"{DRIVES}/d{number}.img", "--name", f"d{number}", "--size", "48M", *spare)
+        blkrecov("drive", "add", f"{DRIVES}/d{number}.img", "--name", f"d{number}", "--size", "60M", *spare)
     disk = make_lun("da-ta", "--layout", "raid1", "--size", "28M", "--drives", "d0,d1")
     mount_at_boot(disk, DATA, "defaults")
     mount_at_boot(make_lun("later", "--layout", "linear", "--size", "4M", "--drives", "d2"), NETWORKED, "nofail")
