@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Self
+from uuid import UUID, uuid4
 
+from blkrecov.drives.label import Label
+from blkrecov.page83.export import Exporter
+from blkrecov.units import MIB, Bytes
 from tests.system.machine import Json
 
 DEADLINE_S: Final = 120
@@ -138,6 +142,7 @@ def first(package: str) -> Json:
     }
     drive = asked("drive", "show", "d0")
     report["path"] = drive["path"]
+    report["foreign"] = foreign()
     loop = Path(run("losetup", "--noheadings", "--output=NAME", "--associated", drive["path"]).strip())
     report["drive"] = {"uuid": drive["uuid"], "properties": properties(loop), "watched": watched(loop)}
     report["disk_watched"] = watched(disk)
@@ -172,6 +177,30 @@ def first(package: str) -> Json:
 def unit_of(array: str) -> str:
     known = json.loads(blkrecov("array", "list", "--json"))
     return next(f"blkrecov-array@{each['uuid']}.service" for each in known if each["name"] == array)
+
+
+def foreign() -> dict[str, str]:
+    """What udev says of a drive that is a disk of LIO's, and no LUN."""
+    label = Label.new(
+        size=Bytes(16 * MIB),
+        drive_uuid=UUID("00112233-4455-6677-8899-aabbccddeeff"),
+        array_uuid=uuid4(),
+        drive_name="d0",
+        array_name="else",
+        created_s=0,
+    )
+    image = Path("/srv/foreign.img")
+    run("truncate", "--size=16M", image)
+    loop = run("losetup", "--find", "--show", image).strip()
+    exporter = Exporter()
+    disk = Path(exporter.export("foreign", loop, uuid4().hex).disk)
+    # udev looks when it is closed.
+    disk.write_bytes(label.encode())
+    run("udevadm", "settle")
+    found = properties(disk)
+    exporter.unexport("foreign")
+    run("losetup", "--detach", loop)
+    return found
 
 
 @contextmanager
@@ -262,7 +291,12 @@ def second(package: str) -> Json:
         log.terminate()
     report["still_up"] = devices() == up and stopping.poll() is None
     run("umount", DATA)
-    report["stopped"] = {"status": stopping.wait(DEADLINE_S), "devices": devices(), "loops": run("losetup", "--list")}
+    report["stopped"] = {
+        "status": stopping.wait(DEADLINE_S),
+        "devices": devices(),
+        "loops": run("losetup", "--list"),
+        "service": states()[1],
+    }
     run("systemctl", "start", "blkrecov-arrays.service", "data.mount")
     report["again"] = {"states": states(), "file": (DATA / "file").read_text()}
     return report

@@ -83,6 +83,14 @@ def test_udev_knows_a_drive_by_its_label(first: Json) -> None:
     assert f"/dev/disk/by-id/blkrecov-drive-{drive['uuid']}" in drive["properties"]["DEVLINKS"].split()
 
 
+def test_a_disk_of_another_machines_lio_may_be_a_drive(first: Json) -> None:
+    """Its identity begins as those of LUNs do."""
+    found = first["foreign"]
+    assert found["ID_WWN_WITH_EXTENSION"].startswith("0x6001405")
+    assert (found["ID_FS_TYPE"], found.get("BLKRECOV_LUN")) == ("blkrecov_drive", None)
+    assert "/dev/disk/by-id/blkrecov-drive-00112233-4455-6677-8899-aabbccddeeff" in found["DEVLINKS"].split()
+
+
 def test_udev_does_not_look_at_a_drive_whenever_metadata_is_written(first: Json) -> None:
     """It would start five processes for each of them. A LUN's disk is looked at, for somebody else writes there."""
     assert (first["drive"]["watched"], first["disk_watched"]) == (False, True)
@@ -116,7 +124,7 @@ def test_arrays_wait_for_the_file_systems_that_drives_lie_on(second: Json) -> No
 def test_drives_may_lie_on_another_arrays_lun(second: Json) -> None:
     """Each array has a unit of its own: one unit for all would wait for the mount that it has to make possible."""
     came, inner = second["came"], second["units"]["inner"]
-    assert came[second["units"]["outer"]] < came["data.mount"] < second["began"][inner]
+    assert second["began"][second["units"]["outer"]] < came["data.mount"] < second["began"][inner]
     assert came[inner] < came["blkrecov-arrays.service"] < came["blkrecovd.service"]
     assert second["nested"] == {"deep": "online"}
 
@@ -155,5 +163,5 @@ def test_arrays_are_stopped_when_nobody_uses_them_any_more(second: Json) -> None
     """At a shutdown unmounting goes on beside it, in no order that could be given: the stop waits for each LUN's users."""
     assert "/data" in second["waited"]
     assert second["still_up"]
-    assert second["stopped"] == {"status": 0, "devices": [], "loops": ""}
+    assert second["stopped"] == {"status": 0, "devices": [], "loops": "", "service": "active"}
     assert second["again"] == {"states": ["active", "active"], "file": "written before the restart\n"}
