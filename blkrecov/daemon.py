@@ -17,10 +17,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import Final, TypeVar
 from uuid import UUID
 
@@ -32,6 +33,7 @@ from blkrecov.array import Array
 from blkrecov.bell import Bell
 from blkrecov.bus.interfaces import NAME
 from blkrecov.bus.service import BEGIN_S, Service
+from blkrecov.catalog import Discovered
 from blkrecov.engine import create_array, list_arrays
 from blkrecov.errors import AccessDenied, BlkrecovError, DeviceInUse, ObjectDeleted, ProviderFailure
 from blkrecov.settings import Settings, remembered
@@ -78,9 +80,15 @@ class Daemon:
         await self._first[made.uuid].wait()
         return made.uuid
 
-    async def find(self) -> None:
-        for found in await asyncio.to_thread(list_arrays, self._settings):
-            self._look_after(found.uuid, found.name)
+    @property
+    def directory(self) -> Path:
+        return self._settings.state
+
+    async def find(self) -> Sequence[Discovered]:
+        arrays = await asyncio.to_thread(list_arrays, self._settings)
+        for each in arrays:
+            self._look_after(each.uuid, each.name)
+        return arrays
 
     def _look_after(self, array: UUID, name: str) -> None:
         """Start a worker for an array that has none."""

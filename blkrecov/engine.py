@@ -14,7 +14,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
@@ -1081,8 +1081,14 @@ def _free_name(document: Document) -> str:
 
 
 def _choose(found: tuple[Discovered, ...], name: str | None) -> Discovered:
+    known = {(array.name, str(array.uuid)): array for array in found}
+    return known[choose(tuple(known), name)]
+
+
+def choose(found: Sequence[tuple[str, str]], name: str | None) -> tuple[str, str]:
+    """The array that is meant, of several as (name, UUID). Raises: ObjectNotFound, InvalidArgument where several could be."""
     if name is not None:
-        chosen = [array for array in found if name in (array.name, str(array.uuid))]
+        chosen = [array for array in found if name in array]
         if not chosen:
             raise ObjectNotFound(f"there is no array {name!r}", remedy="list what there is with: blkrecov array list")
     else:
@@ -1090,6 +1096,6 @@ def _choose(found: tuple[Discovered, ...], name: str | None) -> Discovered:
         if not chosen:
             raise ObjectNotFound("this machine has no array", remedy="make one with: blkrecov array create NAME")
     if len(chosen) > 1:
-        many = ", ".join(f"{array.name} ({array.uuid})" for array in chosen)
+        many = ", ".join(f"{known} ({uuid})" for known, uuid in chosen)
         raise InvalidArgument(f"there are several arrays: {many}", remedy="say which with --array NAME")
     return chosen[0]

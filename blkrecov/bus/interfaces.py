@@ -141,6 +141,7 @@ INTERFACES: Final = {
             "The arrays of this machine.",
             properties=(
                 Property("Version", "s", "The program's version."),
+                Property("StateDirectory", "s", "Where it remembers arrays: programs that have another know others."),
                 Property("Arrays", "ao", "The arrays that are known, by name."),
             ),
             methods=(
@@ -151,6 +152,9 @@ INTERFACES: Final = {
                     "Make an array. It is written onto its drives, from the first one on that is added.",
                 ),
                 _method("Rescan", "", "arrays:ao", "Look for arrays anew, as at the start."),
+                _method(
+                    "GetArrays", "", "json:s", "The arrays of this machine, found anew, as JSON; also those in trouble."
+                ),
             ),
         ),
         Interface(
@@ -212,6 +216,26 @@ INTERFACES: Final = {
                 _method("GetEvents", "", "json:s", "What happened, oldest first, as JSON; the last so many.", "last:u"),
                 _method(
                     "Stop", "", "", "Take the array out of the kernel in good order. Refused while a LUN is in use."
+                ),
+                _method(
+                    "Find",
+                    "kind:s name:s",
+                    "object:o",
+                    "The object of this name, UUID or number; kind is drive, lun or task. The error for one that was deleted is "
+                    "another than for one that never was.",
+                ),
+                _method(
+                    "GetState",
+                    "",
+                    "json:s",
+                    "All that is shown of the array, looked at anew, as JSON. What takes too long is answered as it was known "
+                    "before; then stale says what the array is at.",
+                ),
+                _method(
+                    "GetActivity",
+                    "",
+                    "json:s",
+                    "The counters of drives, LUNs and tasks, as JSON: two tell how busy they are.",
                 ),
                 _PLAN,
             ),
@@ -311,8 +335,8 @@ INTERFACES: Final = {
                 _method(
                     "Verify",
                     "",
-                    "verified:b witnesses:a(sss)",
-                    "The page-83 gate: who says that it has which identity, and where. An error if they contradict each other.",
+                    "verified:b witnesses:a(sss) trouble:s",
+                    "The page-83 gate: who says that it has which identity, and where; and in what they contradict each other.",
                 ),
                 _method(
                     "GetInformation", "", "json:s", "Its VDS_LUN_INFORMATION, by which a restore session finds it."
@@ -351,6 +375,9 @@ INTERFACES: Final = {
                 Property("Phase", "s", "What is being done now; empty when nothing is left."),
                 Property("Paused", "b", ""),
                 Property("Percent", "u", "It never falls, is 0 after a failure, and 100 at the very end."),
+                Property("Done", "t", "How many bytes of its present phase are done."),
+                Property("Total", "t", "Of how many; 0 where that cannot be told."),
+                Property("Why", "s", "What it does and why, as told when it was begun."),
                 Property("Result", "s", "The result code's name; S_OK until it has ended."),
                 Property("HResult", "u", "Its number."),
                 Property("Message", "s", "What came of it."),
@@ -361,6 +388,7 @@ INTERFACES: Final = {
                 Property("RateMax", "t", "0: the array's."),
             ),
             methods=(
+                _method("GetTaskInfo", "", "json:s", "It as MS-DMRP's TASK_INFO, as JSON."),
                 _method("Cancel", "", "", "Stop it."),
                 _method("Pause", "", "", "Hold it up until it is resumed, over restarts too."),
                 _method("Resume", "", "", "Let it go on."),
@@ -405,7 +433,13 @@ INTERFACES: Final = {
                     "ResyncLuns: put all pairs back, or none. force: page-83 identities of targets, in full.",
                     "undo:b verify:b no-volume-check:b revert-identity:b force:as",
                 ),
-                _method("Plan", "", "steps:as", "The steps that Resync would take. Nothing is done.", ""),
+                _method(
+                    "Plan",
+                    "",
+                    "steps:as",
+                    "The steps that Resync would take. Nothing is done.",
+                    "undo:b verify:b no-volume-check:b revert-identity:b force:as",
+                ),
                 _method("Status", "", "code:s hresult:u", "IVssAsync::QueryStatus."),
                 _method("Cancel", "", "code:s hresult:u", "IVssAsync::Cancel."),
                 _method("End", "", "", "End the session."),

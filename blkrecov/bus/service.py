@@ -14,18 +14,18 @@ import math
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 from uuid import UUID
 
+import msgspec
 from dbus_fast import Message, MessageFlag, MessageType, Variant
 from dbus_fast.aio import MessageBus
 
 from blkrecov.array import Array
 from blkrecov.bus import interfaces
 from blkrecov.bus.interfaces import INTERFACES, MANAGED, MANAGER, SESSION, STANDARD, TASK, Interface, Method
-from blkrecov.bus.methods import HANDLERS, Options, Result
 from blkrecov.bus.objects import (
     ROOT,
     Added,
@@ -42,14 +42,13 @@ from blkrecov.bus.objects import (
     session_object,
     session_path,
     task_path,
-    uuid_of,
 )
+from blkrecov.catalog import Discovered
 from blkrecov.errors import AccessDenied, BadState, BlkrecovError, InvalidArgument, ObjectDeleted, TimedOut
-from blkrecov.model import TaskState
-from blkrecov.page83.information import LunInformation, from_json
-from blkrecov.resync import Options as ResyncOptions
+from blkrecov.methods import HANDLERS, Options, Result, plan_resync, restore, resync
+from blkrecov.rows import found
 from blkrecov.session import RestoreSession
-from blkrecov.state import ArrayState
+from blkrecov.state import ENDED, ArrayState
 from blkrecov.worker import Unexpected
 
 log = logging.getLogger(__name__)
@@ -58,12 +57,17 @@ T = TypeVar("T")
 
 # How long a call may wait for its turn. Clients wait for 25 s by default, and ought to hear why it takes so long.
 BEGIN_S: Final = 10.0
-_ENDED: Final = {state.value for state in TaskState if state.ended}
+# How long a question that looks anew may take; then it is answered with what is known.
+LOOK_S: Final = 2.0
 _INTEGERS: Final = "ynqiuxt"
 
 
 class Arrays(Protocol):
     """What the service asks of whoever runs the workers."""
+
+    @property
+    def directory(self) -> Path:
+        """Where arrays are remembered."""
 
     def call(self, array: UUID, what: str, function: Callable[[Array], T]) -> Future[T]:
         """Raises: ObjectDeleted for an array without worker."""
@@ -73,7 +77,7 @@ class Arrays(Protocol):
     async def create(self, name: str) -> UUID:
         """Make an array, and tell of it. Raises: what engine.create_array() does."""
 
-    async def find(self) -> None:
+    async def find(self) -> Sequence[Discovered]:
         """Look for arrays anew."""
 
 
@@ -105,6 +109,7 @@ class Service:
         self._arrays = arrays
         self._version = version("blkrecov")
         self._known: dict[UUID, Objects] = {}
+        self._states: dict[UUID, ArrayState] = {}
         self._names: dict[UUID, str] = {}
         self._sessions: dict[str, _Session] = {}
         self._next_session = 1
@@ -127,14 +132,14 @@ class Service:
 
     def _manager(self) -> Mapping[str, Any]:
         arrays = [array_path(uuid) for uuid in sorted(self._known, key=lambda uuid: self._names[uuid])]
-        return {"Version": self._version, "Arrays": arrays}
+        return {"Version": self._version, "StateDirectory": str(self._arrays.directory), "Arrays": arrays}
 
     def update(self, state: ArrayState) -> None:
         """An array is like this now: tell those who listen, then wake those who wait for a task, then tell that it has ended."""
         before = self._known.get(state.uuid, {})
         after = array_objects(state)
         is_new = state.uuid not in self._known
-        self._known[state.uuid], self._names[state.uuid] = after, state.name
+        self._known[state.uuid], self._names[state.uuid], self._states[state.uuid] = after, state.name, state
         self._tell(before, after)
         if is_new:
             self._signal(
@@ -234,6 +239,8 @@ class Service:
             answer = self._of_session(self._sessions[path], message, method, arguments, options)
         elif method.name == "InitializeForRestore":
             answer = self._open_session(message)
+        elif method.name == "GetState":
+            answer = self._state_now(path)
         elif method.name == "Plan":
             answer = self._plan(path, interface, arguments)
         else:
@@ -274,6 +281,22 @@ class Service:
                 remedy="try again later; nothing was done",
             )
         return await future
+
+    async def _state_now(self, path: str) -> Result:
+        """Never kept waiting for long: what is known is told, and what keeps the array from being looked at."""
+        uuid = array_of(path)
+        assert uuid is not None, f"{path} is of no array"
+        call = self._arrays.call(uuid, "GetState", lambda array: array.observe())
+        future = asyncio.wrap_future(call)
+        await asyncio.wait({future}, timeout=LOOK_S)
+        stale = ""
+        if future.done():
+            await future
+        else:
+            call.cancel()
+            future.add_done_callback(lambda late: late.cancelled() or late.exception())
+            stale = f"array {self._names[uuid]} {self._arrays.doing(uuid)}; this is what was known before"
+        return [msgspec.json.encode({**msgspec.to_builtins(self._states[uuid]), "stale": stale}).decode()]
 
     def _plan(self, path: str, interface: Interface, arguments: Sequence[Any]) -> Coroutine[Any, Any, Result]:
         name, variants = arguments
@@ -322,7 +345,11 @@ class Service:
             await self._arrays.find()
             return [self._manager()["Arrays"]]
 
-        return create() if method.name == "CreateArray" else rescan()
+        async def get_arrays() -> Result:
+            rows = [found(array) for array in await self._arrays.find()]
+            return [msgspec.json.encode(rows).decode()]
+
+        return {"CreateArray": create, "Rescan": rescan, "GetArrays": get_arrays}[method.name]()
 
     # Waiting for a task.
 
@@ -396,64 +423,35 @@ class Service:
         match method.name:
             case "Add":
                 pair = (arguments[0], arguments[1])
-                await self._in_array(path, "Add", lambda array: _restore(array, [pair]))
+                await self._in_array(path, "Add", lambda array: restore(array, [pair]))
                 session.pairs.append(pair)
                 return []
             case "Resync":
                 return [await self._resync(session, options)]
             case "Plan":
-                return [await self._in_array(path, "Plan Resync", partial(_planned, session.pairs))]
+                return [
+                    await self._in_array(path, "Plan Resync", lambda array: plan_resync(array, session.pairs, options))
+                ]
             case "End":
                 self._end(session)
                 return []
-        restore = session.restore
-        if restore is None:
+        begun = session.restore
+        if begun is None:
             raise BadState("nothing is being restored in this session", remedy="begin with Resync")
-        ask = restore.status if method.name == "Status" else restore.cancel
+        ask = begun.status if method.name == "Status" else begun.cancel
         code = await self._in_array(path, method.name, lambda _: ask())
         return [code.name, code.hresult]
 
     async def _resync(self, session: _Session, options: Options) -> str:
-        wanted = ResyncOptions(
-            undo=options.get("undo", False),
-            verify=options.get("verify", False),
-            any_volume=options.get("no-volume-check", False),
-            forced=frozenset(text.lower().removeprefix("0x").removeprefix("naa.") for text in options.get("force", ())),
-        )
-        revert = options.get("revert-identity", False)
-
-        def begun(array: Array) -> tuple[RestoreSession, int]:
-            restore = _restore(array, session.pairs)
-            return restore, restore.resync(wanted, revert_identity=revert).id
-
         before = session_object(session.owner, session.array, session.task)
-        session.restore, number = await self._in_array(array_path(session.array), "Resync", begun)
-        session.task = number
+        session.restore, task = await self._in_array(
+            array_path(session.array), "Resync", lambda array: resync(array, session.pairs, options)
+        )
+        session.task = task.id
         if session.path in self._sessions:
             after = session_object(session.owner, session.array, session.task)
             self._tell({session.path: before}, {session.path: after})
-        return task_path(session.array, number)
-
-
-def _restore(array: Array, pairs: Iterable[tuple[str, str]]) -> RestoreSession:
-    restore = RestoreSession(array)
-    restore.begin()
-    for source, target in pairs:
-        restore.add(_meant(source), _meant(target) if target else None)
-    return restore
-
-
-def _planned(pairs: Iterable[tuple[str, str]], array: Array) -> list[str]:
-    proposal, _ = _restore(array, pairs).propose()
-    return [line for step in array.plan(proposal) for line in step.lines()]
-
-
-def _meant(text: str) -> str | LunInformation:
-    """Raises: InvalidArgument for JSON that is no VDS_LUN_INFORMATION."""
-    if text.startswith("{"):
-        return from_json(text)
-    uuid = uuid_of(text) if text.startswith("/") else None
-    return str(uuid) if uuid is not None else text
+        return task_path(session.array, session.task)
 
 
 def _left(owner: str) -> str:
@@ -461,7 +459,7 @@ def _left(owner: str) -> str:
 
 
 def _ended(known: Interfaces) -> bool:
-    return TASK in known and known[TASK]["State"] in _ENDED
+    return TASK in known and known[TASK]["State"] in ENDED
 
 
 def _outcome(known: Interfaces) -> Result:

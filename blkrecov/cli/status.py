@@ -1,18 +1,17 @@
 """blkrecov status"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from uuid import UUID
 
 import click
 
-from blkrecov import engine
+from blkrecov import rows, state
 from blkrecov.cli import lun
-from blkrecov.cli.array import array_view
-from blkrecov.cli.common import common, opened, options, say, show_json, table
-from blkrecov.dm.control import Control
+from blkrecov.cli.common import common, daemon, options, reached, say, show_json, table
+from blkrecov.engine import list_arrays
 from blkrecov.errors import BlkrecovError
-from blkrecov.overview import report
 from blkrecov.settings import Settings
-from blkrecov.survey import survey
+from blkrecov.state import ArrayState
 from blkrecov.units import format_size
 from blkrecov.views import Json
 
@@ -46,30 +45,26 @@ def status(context: click.Context) -> None:
 
 
 def _views() -> Iterator[Json]:
-    """Each array of this machine, or the one that is asked for; one that cannot be opened says why."""
-    found = () if options().array else engine.list_arrays(Settings.load())
+    """Each array of this machine, or the one that is asked for; where there are several, one that cannot be opened says why."""
+    with daemon() as running:
+        found: Sequence[Json] = ()
+        if options().array is None:
+            found = running.arrays() if running else [rows.found(array) for array in list_arrays(Settings.load())]
     if len(found) < 2:
         yield _view()
         return
     for array in found:
-        options().array = str(array.uuid)
+        options().array = array["uuid"]
         try:
             yield _view()
         except BlkrecovError as error:
-            what = f"cannot be opened: {error.message}"
-            problem = {"kind": "array", "name": array.name, "state": "unknown", "what": what, "remedy": error.remedy}
-            yield {
-                "name": array.name,
-                "healthy": False,
-                "summary": f"array {array.name} cannot be opened",
-                "problems": [problem],
-                **{key: [] for key in ("tasks", "drives", "luns")},
-            }
+            uuid = UUID(array["uuid"])
+            yield state.status(ArrayState(uuid=uuid, name=array["name"], trouble=error.message, remedy=error.remedy))
 
 
 def _view() -> Json:
-    with opened() as array, Control() as control:
-        return {**array_view(array), **report(survey(array, control))}
+    with reached() as array:
+        return state.status(array.state())
 
 
 def _show(view: Json) -> None:

@@ -185,10 +185,11 @@ def test_what_a_client_does_with_tasks_and_plans(lab: Lab, client: Client) -> No
         assert waiting.result(DEADLINE_S)[:2] == ["cancelled", "VDS_E_OPERATION_CANCELED"]
         assert (client.get(task, TASK, "Percent"), client.get(vol, LUN, "Health")) == (0, "healthy")
 
-        verified, witnesses = client.call(vol, LUN, "Verify", "a{sv}", {})
+        verified, witnesses, trouble = client.call(vol, LUN, "Verify", "a{sv}", {})
         naa = client.get(vol, LUN, "Naa")
-        assert (verified, [list(row[:2]) for row in witnesses]) == (
+        assert (verified, trouble, [list(row[:2]) for row in witnesses]) == (
             True,
+            "",
             [[each, naa] for each in ("metadata", "sysfs", "udev")],
         )
         kinds = {row["kind"] for row in json.loads(client.call(array, ARRAY, "GetObjects", "a{sv}", {}))}

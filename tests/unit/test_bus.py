@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from blkrecov import views
 from blkrecov.bus.interfaces import ARRAY, DRIVE, INTERFACES, LUN, MANAGER, SESSION, SHADOW, TASK, Method, introspection
-from blkrecov.bus.methods import HANDLERS
 from blkrecov.bus.objects import (
     Added,
     Changed,
@@ -35,6 +34,7 @@ from blkrecov.bus.objects import (
 )
 from blkrecov.bus.service import plain_options
 from blkrecov.errors import InvalidArgument
+from blkrecov.methods import HANDLERS
 from blkrecov.model import Document, Layout, Phase, Task, TaskKind, TaskState
 from blkrecov.observed import Observed
 from blkrecov.state import ArrayState
