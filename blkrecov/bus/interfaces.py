@@ -47,13 +47,16 @@ class Property:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """`options` are the types by name; None for the standard interfaces' methods, which take none."""
+    """`options` are the types by name; None for the standard interfaces' methods, which take none. What only reads may be called
+    by the group: the bus's policy has the same list (packaging/org.blkrecov1.conf).
+    """
 
     name: str
     takes: tuple[Argument, ...]
     gives: tuple[Argument, ...]
     about: str
     options: Mapping[str, str] | None = None
+    reads: bool = False
 
     @property
     def signature(self) -> str:
@@ -91,10 +94,10 @@ def _arguments(words: str) -> tuple[Argument, ...]:
     return tuple(Argument(*word.split(":")) for word in words.split())
 
 
-def _method(name: str, takes: str, gives: str, about: str, options: str = "") -> Method:
+def _method(name: str, takes: str, gives: str, about: str, options: str = "", *, reads: bool = False) -> Method:
     known = {argument.name: argument.type for argument in _arguments(options)}
     words = f" Options: {', '.join(f'{key} ({type_})' for key, type_ in known.items())}." if known else ""
-    return Method(name, _arguments(f"{takes} options:a{{sv}}"), _arguments(gives), about + words, known)
+    return Method(name, _arguments(f"{takes} options:a{{sv}}"), _arguments(gives), about + words, known, reads)
 
 
 def _plain(name: str, takes: str, gives: str) -> Method:
@@ -153,7 +156,11 @@ INTERFACES: Final = {
                 ),
                 _method("Rescan", "", "arrays:ao", "Look for arrays anew, as at the start."),
                 _method(
-                    "GetArrays", "", "json:s", "The arrays of this machine, found anew, as JSON; also those in trouble."
+                    "GetArrays",
+                    "",
+                    "json:s",
+                    "The arrays of this machine, found anew, as JSON; also those in trouble.",
+                    reads=True,
                 ),
             ),
         ),
@@ -212,8 +219,17 @@ INTERFACES: Final = {
                 _method("InitializeForRestore", "", "session:o", "Open a restore session. It ends with its client."),
                 _method("Reenumerate", "", "arrived:as departed:as missing:as", "Look for the array's drives anew."),
                 _method("Refresh", "", "", "Read the properties of all that is known anew, and bring up what is down."),
-                _method("GetObjects", "", "json:s", "MS-DMRP's list of storage objects and tasks, as JSON."),
-                _method("GetEvents", "", "json:s", "What happened, oldest first, as JSON; the last so many.", "last:u"),
+                _method(
+                    "GetObjects", "", "json:s", "MS-DMRP's list of storage objects and tasks, as JSON.", reads=True
+                ),
+                _method(
+                    "GetEvents",
+                    "",
+                    "json:s",
+                    "What happened, oldest first, as JSON; the last so many.",
+                    "last:u",
+                    reads=True,
+                ),
                 _method(
                     "Stop", "", "", "Take the array out of the kernel in good order. Refused while a LUN is in use."
                 ),
@@ -223,6 +239,7 @@ INTERFACES: Final = {
                     "object:o",
                     "The object of this name, UUID or number; kind is drive, lun or task. The error for one that was deleted is "
                     "another than for one that never was.",
+                    reads=True,
                 ),
                 _method(
                     "GetState",
@@ -230,12 +247,14 @@ INTERFACES: Final = {
                     "json:s",
                     "All that is shown of the array, looked at anew, as JSON. What takes too long is answered as it was known "
                     "before; then stale says what the array is at.",
+                    reads=True,
                 ),
                 _method(
                     "GetActivity",
                     "",
                     "json:s",
                     "The counters of drives, LUNs and tasks, as JSON: two tell how busy they are.",
+                    reads=True,
                 ),
                 _PLAN,
             ),
@@ -337,9 +356,14 @@ INTERFACES: Final = {
                     "",
                     "verified:b witnesses:a(sss) trouble:s",
                     "The page-83 gate: who says that it has which identity, and where; and in what they contradict each other.",
+                    reads=True,
                 ),
                 _method(
-                    "GetInformation", "", "json:s", "Its VDS_LUN_INFORMATION, by which a restore session finds it."
+                    "GetInformation",
+                    "",
+                    "json:s",
+                    "Its VDS_LUN_INFORMATION, by which a restore session finds it.",
+                    reads=True,
                 ),
                 _PLAN,
             ),
@@ -388,7 +412,7 @@ INTERFACES: Final = {
                 Property("RateMax", "t", "0: the array's."),
             ),
             methods=(
-                _method("GetTaskInfo", "", "json:s", "It as MS-DMRP's TASK_INFO, as JSON."),
+                _method("GetTaskInfo", "", "json:s", "It as MS-DMRP's TASK_INFO, as JSON.", reads=True),
                 _method("Cancel", "", "", "Stop it."),
                 _method("Pause", "", "", "Hold it up until it is resumed, over restarts too."),
                 _method("Resume", "", "", "Let it go on."),
@@ -399,6 +423,7 @@ INTERFACES: Final = {
                     "state:s result:s hresult:u message:s remedy:s",
                     "Wait until it has ended, or for so many seconds. Callers have a timeout of their own, 25 s by default.",
                     "timeout:d",
+                    reads=True,
                 ),
             ),
             signals=(

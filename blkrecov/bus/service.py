@@ -240,12 +240,12 @@ class Service:
         elif method.name == "InitializeForRestore":
             answer = self._open_session(message)
         elif method.name == "GetState":
-            answer = self._state_now(path)
+            answer = self._state_now(path, message.sender or "")
         elif method.name == "Plan":
             answer = self._plan(path, interface, arguments)
         else:
             handler = HANDLERS[interface.name, method.name]
-            answer = self._in_array(path, method.name, lambda array: handler(array, path, arguments, options).act())
+            answer = self._asked(message, method, lambda array: handler(array, path, arguments, options).act())
         self._answer_later(message, method, answer)
 
     def _answer_later(self, message: Message, method: Method, answer: Coroutine[Any, Any, Result]) -> None:
@@ -268,6 +268,14 @@ class Service:
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
+    async def _asked(self, message: Message, method: Method, function: Callable[[Array], Result]) -> Result:
+        """What a method gives. Raises: AccessDenied for who may only look, where there is nothing to look at."""
+        path = message.path or ""
+        uuid = array_of(path)
+        if method.reads and uuid is not None and not await self._may_bring_up(uuid, message.sender or ""):
+            raise AccessDenied(f"array {self._names[uuid]} is stopped", remedy="bring it up as root: blkrecov refresh")
+        return await self._in_array(path, method.name, function)
+
     async def _in_array(self, path: str, what: str, function: Callable[[Array], T]) -> T:
         """Raises: TimedOut for what could not be begun in time."""
         uuid = array_of(path)
@@ -282,13 +290,16 @@ class Service:
             )
         return await future
 
-    async def _state_now(self, path: str) -> Result:
+    async def _state_now(self, path: str, sender: str) -> Result:
         """Never kept waiting for long: what is known is told, and what keeps the array from being looked at."""
         uuid = array_of(path)
         assert uuid is not None, f"{path} is of no array"
+        if not await self._may_bring_up(uuid, sender):
+            return [self._state_text(uuid)]
         call = self._arrays.call(uuid, "GetState", lambda array: array.observe())
         future = asyncio.wrap_future(call)
-        await asyncio.wait({future}, timeout=LOOK_S)
+        # Of a stopped array nothing is known that would be an answer, and to bring it up takes its time.
+        await asyncio.wait({future}, timeout=LOOK_S if self._states[uuid].running else None)
         stale = ""
         if future.done():
             await future
@@ -296,7 +307,14 @@ class Service:
             call.cancel()
             future.add_done_callback(lambda late: late.cancelled() or late.exception())
             stale = f"array {self._names[uuid]} {self._arrays.doing(uuid)}; this is what was known before"
-        return [msgspec.json.encode({**msgspec.to_builtins(self._states[uuid]), "stale": stale}).decode()]
+        return [self._state_text(uuid, stale)]
+
+    async def _may_bring_up(self, array: UUID, sender: str) -> bool:
+        """To look at an array brings it up, which is root's to do: false for others where it is stopped."""
+        return self._states[array].running or await self._ask_bus("GetConnectionUnixUser", sender) == 0
+
+    def _state_text(self, uuid: UUID, stale: str = "") -> str:
+        return msgspec.json.encode({**msgspec.to_builtins(self._states[uuid]), "stale": stale}).decode()
 
     def _plan(self, path: str, interface: Interface, arguments: Sequence[Any]) -> Coroutine[Any, Any, Result]:
         name, variants = arguments
@@ -386,11 +404,11 @@ class Service:
         self._next_session += 1
         self._sessions[session.path] = session
         self._tell({}, {session.path: session_object(owner, uuid, None)})
-        if not await self._ask_bus("NameHasOwner", owner):
+        if await self._ask_bus("NameHasOwner", owner) is not True:
             self._client_left(owner)  # It went before we listened.
         return [session.path]
 
-    async def _ask_bus(self, member: str, argument: str) -> bool:
+    async def _ask_bus(self, member: str, argument: str) -> Any:
         answer = await self._bus.call(
             Message(
                 destination="org.freedesktop.DBus",
@@ -401,7 +419,7 @@ class Service:
                 body=[argument],
             )
         )
-        return bool(answer is not None and answer.body and answer.body[0] is True)
+        return answer.body[0] if answer is not None and answer.body else None
 
     def _client_left(self, owner: str) -> None:
         for session in [each for each in self._sessions.values() if each.owner == owner]:

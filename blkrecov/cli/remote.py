@@ -41,8 +41,9 @@ from blkrecov.views import Json
 T = TypeVar("T")
 
 DAEMON: Final = "org.freedesktop.DBus"
-# How long whoever waits for a task waits for a daemon that has gone.
+# How long whoever asks waits for a daemon that has gone, and how often it asks meanwhile.
 RESTART_S: Final = 30.0
+AGAIN_S: Final = 0.2
 _STANDARD: Final = "org.freedesktop.DBus.Error."
 _GONE: Final = tuple(f"{_STANDARD}{word}" for word in ("NoReply", "ServiceUnknown", "NameHasNoOwner"))
 
@@ -93,12 +94,15 @@ class Bus:
         """Whether somebody on the bus has this name."""
         return bool(self._run(self._ask(DAEMON, "/org/freedesktop/DBus", DAEMON, "NameHasOwner", "s", [name]))[0])
 
-    def call(self, path: str, interface: str, name: str, *arguments: Any, **options: Any) -> Sequence[Any]:
+    def call(self, path: str, interface: str, name: str, /, *arguments: Any, **options: Any) -> Sequence[Any]:
         """A method of ours, with its options by their names. Raises: Told, AccessDenied, ObjectNotFound, DaemonGone."""
         method = _method(interface, name)
         given = {key: Variant(_type(method, key), plain(value)) for key, value in options.items()}
+        body = [*plain(arguments), given]
+        if method.reads:
+            return self._run(self._patiently(lambda: self._ask(NAME, path, interface, name, method.signature, body)))
         try:
-            return self.ask(path, interface, name, method.signature, [*plain(arguments), given])
+            return self.ask(path, interface, name, method.signature, body)
         except KeyboardInterrupt:
             click.echo("\nblkrecovd goes on with it; look with: blkrecov task list", err=True)
             raise
@@ -130,6 +134,21 @@ class Bus:
             raise _error(reply)
         return list(reply.body)
 
+    async def _patiently(self, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """A question, asked again while the daemon is being restarted. Raises: what it does; DaemonGone."""
+        until: float | None = None
+        while True:
+            try:
+                return await ask()
+            except DaemonGone:
+                until = until or time.monotonic() + RESTART_S
+                if time.monotonic() >= until:
+                    raise
+            except ObjectDeleted:
+                if until is None or time.monotonic() >= until:
+                    raise  # Not one that knows nothing yet.
+            await asyncio.sleep(AGAIN_S)
+
     def wait(self, path: str, heard: Callable[[Json], None], timeout_s: float | None) -> Json:
         """A task's row when it has ended; what it is like meanwhile is told. Raises: TimedOut, DaemonGone, ObjectNotFound."""
         return self._run(self._wait(path, heard, timeout_s))
@@ -143,31 +162,22 @@ class Bus:
         for rule in (f"type='signal',sender='{NAME}',path='{path}'", f"type='signal',sender='{DAEMON}',arg0='{NAME}'"):
             await self._ask(DAEMON, "/org/freedesktop/DBus", DAEMON, "AddMatch", "s", [rule])
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        patience: float | None = None
         seen = 0
         while True:
             self._heard.clear()
-            try:
-                row = task_row(await self._properties(path, TASK))
-            except (DaemonGone, ObjectDeleted):
-                # It is being restarted, and knows nothing yet; or it has ended for good.
-                patience = patience or time.monotonic() + RESTART_S
-                if time.monotonic() >= patience:
-                    raise
-            else:
-                patience = None
-                seen = row["percent"] = max(seen, row["percent"]) if row["state"] not in ENDED else row["percent"]
-                heard(row)
-                if row["state"] in ENDED:
-                    return row
+            row = task_row(await self._patiently(lambda: self._properties(path, TASK)))
+            if row["state"] not in ENDED:
+                seen = row["percent"] = max(seen, row["percent"])
+            heard(row)
+            if row["state"] in ENDED:
+                return row
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimedOut(
                     f"the task has not ended within {timeout_s:g} s; it goes on",
                     remedy=f"wait for it with: blkrecov task wait {path.rpartition('/')[2]}",
                 )
-            ends = [end for end in (deadline, patience) if end is not None]
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._heard.wait(), min(ends) - time.monotonic() if ends else None)
+                await asyncio.wait_for(self._heard.wait(), None if deadline is None else deadline - time.monotonic())
 
     async def _properties(self, path: str, interface: str) -> Json:
         (found,) = await self._ask(NAME, path, PROPERTIES, "GetAll", "s", [interface])
