@@ -62,7 +62,7 @@ from blkrecov.page83 import identity, sysfs, udev
 from blkrecov.page83.export import Exporter
 from blkrecov.page83.identity import Witness, naa_of_serial, serial_of
 from blkrecov.proposal import Proposal
-from blkrecov.settings import Remembered, Settings, publish, published, remember
+from blkrecov.settings import Remembered, Settings, note_stopped, publish, published, remember
 from blkrecov.stack import node
 from blkrecov.steps import DetachLoop, ReplaceTable, Step, Store
 from blkrecov.units import Bytes, sectors
@@ -198,6 +198,7 @@ class Engine:
 
     def assemble(self) -> None:
         """Make the kernel's devices what the document says; for all LUNs that can be, whatever the others do."""
+        note_stopped(self._settings, self.document.array, stopped=False)
         before = self.document
         self._clear_up()
         self._attach()
@@ -1009,6 +1010,7 @@ class Engine:
         for task in asked:
             document = document.with_task(task)
         self.store(msgspec.structs.replace(document, running=""))
+        note_stopped(self._settings, self.document.array, stopped=True)
         for drive in self.document.drives:
             device = self._backings.get(drive.uuid) or self._device_of(drive)
             if device is not None:

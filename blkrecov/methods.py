@@ -295,10 +295,10 @@ def restore(array: Array, pairs: Iterable[tuple[str, str]]) -> RestoreSession:
     return session
 
 
-def resync(array: Array, pairs: Iterable[tuple[str, str]], options: Options) -> tuple[RestoreSession, Task]:
+def resync(array: Array, pairs: Iterable[tuple[str, str]], options: Options) -> Task:
     """ResyncLuns, begun. Raises: what restore() and RestoreSession.resync() do."""
-    session = restore(array, pairs)
-    return session, session.resync(_resync_options(options), revert_identity=options.get("revert-identity", False))
+    revert = options.get("revert-identity", False)
+    return restore(array, pairs).resync(_resync_options(options), revert_identity=revert)
 
 
 def plan_resync(array: Array, pairs: Iterable[tuple[str, str]], options: Options) -> list[str]:

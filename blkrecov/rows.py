@@ -14,6 +14,7 @@ from blkrecov.catalog import Discovered
 from blkrecov.model import Drive, Lun, Task, TaskState
 from blkrecov.overview import Overview, Work, report
 from blkrecov.running import Progress
+from blkrecov.settings import Settings, is_stopped
 from blkrecov.state import ArrayState
 from blkrecov.units import Bytes
 from blkrecov.views import Json
@@ -52,7 +53,9 @@ def task(array: Array, task: Task, *, running: bool = True, least: int = 0) -> J
 
 def progress(progress: Progress, least: int = 0) -> Json:
     """A task with its phase, and how much of that is done."""
-    task = msgspec.structs.replace(progress.task, percent=max(progress.task.percent, least))
+    task = progress.task
+    if task.state is TaskState.IN_PROGRESS:
+        task = msgspec.structs.replace(task, percent=max(task.percent, least))
     phase = None if task.state.ended else progress.phase or tasks.phase(task)
     return {
         **views.task_view(task),
@@ -97,8 +100,8 @@ def state(
     )
 
 
-def found(array: Discovered) -> Json:
-    """An array of this machine, open or not."""
+def found(settings: Settings, array: Discovered) -> Json:
+    """An array of this machine, open or not; "stopped" if somebody has stopped it since the machine was booted."""
     document = array.document
     return {
         "name": array.name,
@@ -106,5 +109,6 @@ def found(array: Discovered) -> Json:
         "drives": len(document.drives) if document else 0,
         "found": len(array.drives),
         "luns": len(document.luns) if document else 0,
+        "stopped": is_stopped(settings, array.uuid),
         "trouble": array.trouble[0].message if array.trouble else None,
     }

@@ -53,7 +53,16 @@ def head(state: ArrayState) -> Json:
 
 def status(state: ArrayState) -> Json:
     """What `blkrecov status --json` says of an array: with its tasks that have not ended."""
-    if state.trouble and not state.running:
+    if not state.trouble and not state.running:
+        problem = {
+            "kind": "array",
+            "name": state.name,
+            "state": "stopped",
+            "what": "is stopped",
+            "remedy": f"blkrecov refresh --array {state.name}",
+        }
+        state = dataclasses.replace(state, problems=(problem, *state.problems))
+    elif not state.running:
         problem = {
             "kind": "array",
             "name": state.name,

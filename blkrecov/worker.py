@@ -25,7 +25,7 @@ from blkrecov.dm.events import EventWatcher
 from blkrecov.drives.watch import DriveWatcher
 from blkrecov.errors import BlkrecovError, Code
 from blkrecov.monitor import AGAIN_S, Monitor
-from blkrecov.settings import Settings
+from blkrecov.settings import Settings, is_stopped
 from blkrecov.state import ArrayState
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,10 @@ class Worker:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    def wake(self) -> None:
+        """Look again whether there is something to do."""
+        self._wake.set()
+
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
@@ -112,6 +116,11 @@ class Worker:
     def _run(self) -> None:
         while not self._ended:
             self._wake.clear()
+            if is_stopped(self._settings, self._state.uuid) and not self._calls:
+                self.tell(ArrayState(uuid=self._state.uuid, name=self.name, summary=f"array {self.name} is stopped"))
+                self._is_at(_IDLE)
+                self._wake.wait()
+                continue
             self._is_at("is being opened")
             try:
                 with Array.opened(self._settings, str(self._state.uuid)) as array:

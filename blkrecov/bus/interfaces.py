@@ -154,7 +154,12 @@ INTERFACES: Final = {
                     "array:o",
                     "Make an array. It is written onto its drives, from the first one on that is added.",
                 ),
-                _method("Rescan", "", "arrays:ao", "Look for arrays anew, as at the start."),
+                _method(
+                    "OpenArray",
+                    "uuid:s",
+                    "array:o",
+                    "Look after an array from now on: one that is new on this machine is left alone until somebody asks for it.",
+                ),
                 _method(
                     "GetArrays",
                     "",

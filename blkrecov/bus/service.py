@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol, TypeVar
 from uuid import UUID
 
 import msgspec
-from dbus_fast import Message, MessageFlag, MessageType, Variant
+from dbus_fast import Message, MessageFlag, MessageType, NameFlag, RequestNameReply, Variant
 from dbus_fast.aio import MessageBus
 
 from blkrecov.array import Array
@@ -43,12 +43,11 @@ from blkrecov.bus.objects import (
     session_path,
     task_path,
 )
-from blkrecov.catalog import Discovered
-from blkrecov.errors import AccessDenied, BadState, BlkrecovError, InvalidArgument, ObjectDeleted, TimedOut
+from blkrecov.errors import AccessDenied, BlkrecovError, Code, DeviceInUse, InvalidArgument, ObjectDeleted, TimedOut
 from blkrecov.methods import HANDLERS, Options, Result, plan_resync, restore, resync
-from blkrecov.rows import found
 from blkrecov.session import RestoreSession
 from blkrecov.state import ENDED, ArrayState
+from blkrecov.views import Json
 from blkrecov.worker import Unexpected
 
 log = logging.getLogger(__name__)
@@ -77,8 +76,11 @@ class Arrays(Protocol):
     async def create(self, name: str) -> UUID:
         """Make an array, and tell of it. Raises: what engine.create_array() does."""
 
-    async def find(self) -> Sequence[Discovered]:
-        """Look for arrays anew."""
+    async def find(self) -> Sequence[Json]:
+        """The arrays of this machine, looked for anew, as rows.found()."""
+
+    async def open(self, array: UUID) -> UUID:
+        """Look after an array from now on. Raises: ObjectNotFound."""
 
 
 class StandardError(Exception):
@@ -97,7 +99,6 @@ class _Session:
     owner: str
     array: UUID
     pairs: list[tuple[str, str]] = field(default_factory=list)
-    restore: RestoreSession | None = None
     task: int | None = None
 
 
@@ -118,6 +119,11 @@ class Service:
 
     def export(self) -> None:
         self._bus.add_message_handler(self._handle)
+
+    async def publish(self) -> None:
+        """Take the name by which clients find us. Raises: DeviceInUse."""
+        if await self._bus.request_name(interfaces.NAME, NameFlag.DO_NOT_QUEUE) is not RequestNameReply.PRIMARY_OWNER:
+            raise DeviceInUse(f"{interfaces.NAME} is on the bus already", remedy="end the other blkrecovd first")
 
     # What is there.
 
@@ -186,8 +192,9 @@ class Service:
             if not owner:
                 self._client_left(name)
             return None
-        if message.message_type is not MessageType.METHOD_CALL or message.interface == interfaces.PEER:
-            return None
+        is_call = message.message_type is MessageType.METHOD_CALL
+        if not is_call or message.interface == interfaces.PEER or (message.interface, message.member) == (None, "Ping"):
+            return None  # dbus-fast answers those.
         try:
             self._dispatch(message)
         except (StandardError, BlkrecovError) as error:
@@ -324,7 +331,7 @@ class Service:
             raise InvalidArgument(f"{interface.name} has no method {name!r} that could be planned")
         given = [variant.value for variant in variants]
         options: Options = {}
-        if len(given) == len(method.takes):
+        if len(given) == len(method.takes) and variants[-1].signature == "a{sv}":
             options = plain_options(given.pop(), method)
         types = [variant.signature for variant in variants[: len(given)]]
         if types != [argument.type for argument in method.takes[:-1]]:
@@ -359,15 +366,13 @@ class Service:
         async def create() -> Result:
             return [array_path(await self._arrays.create(arguments[0]))]
 
-        async def rescan() -> Result:
-            await self._arrays.find()
-            return [self._manager()["Arrays"]]
+        async def open_array() -> Result:
+            return [array_path(await self._arrays.open(_uuid(arguments[0])))]
 
         async def get_arrays() -> Result:
-            rows = [found(array) for array in await self._arrays.find()]
-            return [msgspec.json.encode(rows).decode()]
+            return [msgspec.json.encode(await self._arrays.find()).decode()]
 
-        return {"CreateArray": create, "Rescan": rescan, "GetArrays": get_arrays}[method.name]()
+        return {"CreateArray": create, "OpenArray": open_array, "GetArrays": get_arrays}[method.name]()
 
     # Waiting for a task.
 
@@ -453,23 +458,30 @@ class Service:
             case "End":
                 self._end(session)
                 return []
-        begun = session.restore
-        if begun is None:
-            raise BadState("nothing is being restored in this session", remedy="begin with Resync")
-        ask = begun.status if method.name == "Status" else begun.cancel
-        code = await self._in_array(path, method.name, lambda _: ask())
+
+        def asked(array: Array) -> Code:
+            begun = RestoreSession(array, session.task)
+            return begun.status() if method.name == "Status" else begun.cancel()
+
+        code = await self._in_array(path, method.name, asked)
         return [code.name, code.hresult]
 
     async def _resync(self, session: _Session, options: Options) -> str:
         before = session_object(session.owner, session.array, session.task)
-        session.restore, task = await self._in_array(
-            array_path(session.array), "Resync", lambda array: resync(array, session.pairs, options)
+        session.task = await self._in_array(
+            array_path(session.array), "Resync", lambda array: resync(array, session.pairs, options).id
         )
-        session.task = task.id
         if session.path in self._sessions:
             after = session_object(session.owner, session.array, session.task)
             self._tell({session.path: before}, {session.path: after})
         return task_path(session.array, session.task)
+
+
+def _uuid(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise InvalidArgument(f"{text!r} is no UUID", remedy="GetArrays tells those of this machine's arrays") from None
 
 
 def _left(owner: str) -> str:

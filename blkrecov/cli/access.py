@@ -153,8 +153,7 @@ class Local:
         return HANDLERS[wanted.interface, wanted.method](self._array, path, arguments, options)
 
     def resync(self, pairs: Pairs, options: dict[str, Any]) -> str:
-        _, task = resync(self._array, pairs, options)
-        return task_path(self._array.document.array, task.id)
+        return task_path(self._array.document.array, resync(self._array, pairs, options).id)
 
     def plan_resync(self, pairs: Pairs, options: dict[str, Any]) -> Sequence[str]:
         return plan_resync(self._array, pairs, options)

@@ -2,13 +2,12 @@
 
 import click
 
-from blkrecov import engine
+from blkrecov import engine, rows
 from blkrecov.bus.interfaces import ARRAY
 from blkrecov.cli import drive, lun
 from blkrecov.cli.access import array_view, request
 from blkrecov.cli.common import common, daemon, options, rates, reached, say, show_json, show_plan, table
 from blkrecov.model import Schedule
-from blkrecov.rows import found
 from blkrecov.settings import Settings
 from blkrecov.units import format_size
 from blkrecov.views import Json
@@ -36,9 +35,9 @@ def create(name: str) -> None:
 def list_() -> None:
     """Show the arrays of this machine."""
     with daemon() as running:
-        rows = running.arrays() if running else [found(array) for array in engine.list_arrays(Settings.load())]
+        arrays = running.arrays() if running else found()
     if options().json:
-        show_json(rows)
+        show_json(arrays)
         return
     table(
         [
@@ -50,10 +49,23 @@ def list_() -> None:
             ("trouble", "left"),
         ],
         [
-            (row["name"], row["uuid"], str(row["drives"]), str(row["found"]), str(row["luns"]), row["trouble"] or "")
-            for row in rows
+            (
+                row["name"],
+                row["uuid"],
+                str(row["drives"]),
+                str(row["found"]),
+                str(row["luns"]),
+                row["trouble"] or ("stopped" if row["stopped"] else ""),
+            )
+            for row in arrays
         ],
     )
+
+
+def found() -> list[Json]:
+    """The arrays of this machine, as far as this command finds them by itself."""
+    settings = Settings.load()
+    return [rows.found(settings, array) for array in engine.list_arrays(settings)]
 
 
 @group.command("show")

@@ -223,12 +223,11 @@ class Daemon:
         """Raises: ObjectNotFound, InvalidArgument when several arrays could be meant."""
         known = self._known()
         if not any(name in (None, *words) for words in known):
-            self._bus.call(ROOT, MANAGER, "Rescan")
-            known = self._known()
+            # Perhaps one that is new on this machine.
+            _, uuid = choose([(row["name"], row["uuid"]) for row in self.arrays()], name)
+            (path,) = self._bus.call(ROOT, MANAGER, "OpenArray", uuid)
+            return Remote(self._bus, str(path))
         return Remote(self._bus, known[choose(tuple(known), name)])
-
-    def all(self) -> list["Remote"]:
-        return [Remote(self._bus, path) for path in self._known().values()]
 
     def _known(self) -> dict[tuple[str, str], str]:
         """The paths of arrays by (name, UUID)."""

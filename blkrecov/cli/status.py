@@ -1,16 +1,15 @@
 """blkrecov status"""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator
 from uuid import UUID
 
 import click
 
-from blkrecov import rows, state
-from blkrecov.cli import lun
+from blkrecov import state
+from blkrecov.cli import array, lun
 from blkrecov.cli.common import common, daemon, options, reached, say, show_json, table
-from blkrecov.engine import list_arrays
 from blkrecov.errors import BlkrecovError
-from blkrecov.settings import Settings
 from blkrecov.state import ArrayState
 from blkrecov.units import format_size
 from blkrecov.views import Json
@@ -45,26 +44,33 @@ def status(context: click.Context) -> None:
 
 
 def _views() -> Iterator[Json]:
-    """Each array of this machine, or the one that is asked for; where there are several, one that cannot be opened says why."""
+    """Each array of this machine, or the one that is asked for; where there are several, one that cannot be opened says why.
+
+    One that was stopped is not brought up for that: this is a monitoring system's check.
+    """
     with daemon() as running:
-        found: Sequence[Json] = ()
-        if options().array is None:
-            found = running.arrays() if running else [rows.found(array) for array in list_arrays(Settings.load())]
-    if len(found) < 2:
-        yield _view()
-        return
-    for array in found:
-        options().array = array["uuid"]
+        arrays = running.arrays() if running else array.found()
+    asked = options().array
+    arrays = [each for each in arrays if asked in (None, each["name"], each["uuid"])]
+    for each in arrays:
+        known = ArrayState(uuid=UUID(each["uuid"]), name=each["name"], summary=f"array {each['name']} is stopped")
+        if each["stopped"]:
+            yield state.status(known)
+            continue
+        options().array = each["uuid"]
         try:
             yield _view()
         except BlkrecovError as error:
-            uuid = UUID(array["uuid"])
-            yield state.status(ArrayState(uuid=uuid, name=array["name"], trouble=error.message, remedy=error.remedy))
+            if len(arrays) == 1:
+                raise
+            yield state.status(dataclasses.replace(known, trouble=error.message, remedy=error.remedy))
+    if not arrays:
+        yield _view()  # Which says why not.
 
 
 def _view() -> Json:
-    with reached() as array:
-        return state.status(array.state())
+    with reached() as access:
+        return state.status(access.state())
 
 
 def _show(view: Json) -> None:
