@@ -212,11 +212,16 @@ import asyncio
 from dbus_fast import BusType, Message
 from dbus_fast.aio import MessageBus
 
+def hear(message):
+    if (message.path or "").startswith("/org/blkrecov1"):
+        print(message.member)
+
 async def listen():
     bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
-    bus.add_message_handler(lambda message: print(message.member) if (message.path or "").startswith("/org/blkrecov1") else None)
-    rule = "type='signal',path_namespace='/org/blkrecov1'"
-    await bus.call(Message(destination="org.freedesktop.DBus", path="/", interface="org.freedesktop.DBus", member="AddMatch", signature="s", body=[rule]))
+    bus.add_message_handler(hear)
+    ask = Message("org.freedesktop.DBus", "/", "org.freedesktop.DBus", "AddMatch", signature="s")
+    ask.body = ["type='signal',path_namespace='/org/blkrecov1'"]
+    await bus.call(ask)
     print("listening", flush=True)
     await asyncio.sleep(3)
 
