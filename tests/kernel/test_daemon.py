@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -190,27 +191,32 @@ def test_an_array_that_is_new_on_this_machine_is_left_alone_until_it_is_asked_fo
         assert client.get(ROOT, MANAGER, "Arrays") == [array]
 
 
-def test_a_disk_that_does_not_answer_at_the_start_holds_up_no_start_and_no_end(
-    slow: Slow, lab: Lab, client: Client
-) -> None:
+def test_a_disk_that_does_not_answer_at_the_start_holds_up_nothing_else(slow: Slow, lab: Lab, client: Client) -> None:
+    """The daemon is ready, answers, and ends its loop when it is told to. The process has to wait for a thread that the kernel
+    holds in the middle of a read: no signal ends that.
+    """
     lab.create(2)
-    path = slow.directory / "far"
     with lab.opened() as array:
-        array.add_drive(str(path), size=DRIVE_SIZE, name="far", spare=False, force=False)
+        array.add_drive(str(slow.directory / "far"), size=DRIVE_SIZE, name="far", spare=False, force=False)
     lab.stop()
-    blkrecov(lab, "array", "create", "second")
+    assert blkrecov(lab, "array", "create", "second").status == 0
+    with suppress(OSError):
+        next(Path("/run/blkrecov").glob("*.stopped")).unlink()
     run("dmsetup", "suspend", "--noflush", "--nolockfs", "lab-slow")
     try:
         began = time.monotonic()
         daemon = Daemon(lab)
         started_s = time.monotonic() - began
+        assert len(client.get(ROOT, MANAGER, "Arrays")) == 2
         began = time.monotonic()
-        assert daemon.terminate() == 0
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.told("STOPPING=1")
         ended_s = time.monotonic() - began
-        daemon.close()
     finally:
         run("dmsetup", "resume", "lab-slow")
+    assert daemon.process.wait(DEADLINE_S) == 0
+    daemon.close()
     print(
-        f"daemon: beside a disk that does not answer it was ready after {started_s:.1f} s, and ended after {ended_s:.1f} s"
+        f"daemon: beside a disk that does not answer it was ready after {started_s:.1f} s, ending after {ended_s:.1f} s"
     )
-    assert ended_s < 10
+    assert ended_s < 5
