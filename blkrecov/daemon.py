@@ -165,6 +165,9 @@ class Daemon:
             await asyncio.wait({over, *waiting}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
         for each in (over, *known):
             each.cancel()
+        for uuid in self._workers.keys() - self._states.keys():
+            worker = self._workers[uuid]
+            self._service.update(ArrayState(uuid=uuid, name=worker.name, trouble=f"it {worker.doing}"))
         return not ended.is_set()
 
     def _feed(self) -> None:
