@@ -214,7 +214,7 @@ class Array(Restoring):
             lun.uuid for lun in before.luns if state_of(before, self.observed, lun)[0] is LunStatus.FAILED
         }
         with resources():
-            self.reconnect_drive(dataclasses.replace(proposal, document=document), found)
+            self.reconnect_drive(dataclasses.replace(proposal, document=document).explaining(task), found)
             self._tell_losses(before)
             self._note()
         if said := self._mount_again(failed):
@@ -281,7 +281,7 @@ class Array(Restoring):
         `holding` ends when the proposal is carried out: what follows may be the task's end already.
         """
         with resources(), holding or nullcontext():
-            self.carry_out(proposal)
+            self.carry_out(proposal.explaining(task))
         return self._started(task)
 
     def _started(self, task: Task) -> Task:

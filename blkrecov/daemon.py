@@ -17,25 +17,27 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import Final, TypeVar
 from uuid import UUID
 
-from dbus_fast import BusType, NameFlag, RequestNameReply
+from dbus_fast import BusType
 from dbus_fast.aio import MessageBus
 
-from blkrecov import systemd
+from blkrecov import rows, systemd
 from blkrecov.array import Array
 from blkrecov.bell import Bell
-from blkrecov.bus.interfaces import NAME
 from blkrecov.bus.service import BEGIN_S, Service
 from blkrecov.engine import create_array, list_arrays
-from blkrecov.errors import AccessDenied, BlkrecovError, DeviceInUse, ObjectDeleted, ProviderFailure
+from blkrecov.errors import AccessDenied, BlkrecovError, ObjectDeleted, ObjectNotFound, ProviderFailure
 from blkrecov.settings import Settings, remembered
 from blkrecov.state import ArrayState
+from blkrecov.views import Json
 from blkrecov.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ T = TypeVar("T")
 
 # How long the start waits for arrays that are slow to come up, before it says that it is ready.
 READY_S: Final = 20.0
-# How long a worker may take to let go of its array before we go without it.
+# How long workers may take to let go of their arrays before we go without them.
 GOING_S: Final = 5.0
 
 
@@ -72,15 +74,29 @@ class Daemon:
     def doing(self, array: UUID) -> str:
         return self._workers[array].doing
 
-    async def create(self, name: str) -> UUID:
-        made = await asyncio.to_thread(create_array, self._settings, name)
-        self._look_after(made.uuid, made.name)
-        await self._first[made.uuid].wait()
-        return made.uuid
+    @property
+    def directory(self) -> Path:
+        return self._settings.state
 
-    async def find(self) -> None:
-        for found in await asyncio.to_thread(list_arrays, self._settings):
-            self._look_after(found.uuid, found.name)
+    async def create(self, name: str) -> UUID:
+        made = await _in_thread(lambda: create_array(self._settings, name))
+        return await self._known(made.uuid, made.name)
+
+    async def find(self) -> Sequence[Json]:
+        return await _in_thread(lambda: [rows.found(self._settings, each) for each in list_arrays(self._settings)])
+
+    async def open(self, array: UUID) -> UUID:
+        if array in self._workers:
+            return array
+        found = next((each for each in await self.find() if each["uuid"] == str(array)), None)
+        if found is None:
+            raise ObjectNotFound(f"there is no array {array}", remedy="list what there is with: blkrecov array list")
+        return await self._known(array, found["name"])
+
+    async def _known(self, array: UUID, name: str) -> UUID:
+        self._look_after(array, name)
+        await self._first[array].wait()
+        return array
 
     def _look_after(self, array: UUID, name: str) -> None:
         """Start a worker for an array that has none."""
@@ -111,23 +127,16 @@ class Daemon:
     # Its life.
 
     async def run(self, ended: asyncio.Event) -> None:
-        """Until `ended` is set. Raises: DeviceInUse where another daemon listens."""
+        """Until `ended` is set. Raises: DeviceInUse where another daemon listens, or has the name on the bus."""
         self._settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         with Bell(self._settings.bell) as bell:
-
-            def rung() -> None:
-                bell.hush()
-                for array in remembered(self._settings):
-                    self._look_after(array.uuid, array.name)
-
-            self._loop.add_reader(bell.fileno(), rung)
+            self._loop.add_reader(bell.fileno(), self._rung, bell)
             try:
-                try:
-                    await self.find()
-                except (BlkrecovError, OSError) as error:
-                    log.warning("arrays cannot be looked for: %s", error)
-                    rung()
-                await self._until_ready()
+                self._rung(bell)
+                if not await self._ready(ended):
+                    return
+                # Whoever finds the name finds the objects too.
+                await self._service.publish()
                 systemd.notify(READY="1")
                 self._feed()
                 await ended.wait()
@@ -136,12 +145,30 @@ class Daemon:
                 self._loop.remove_reader(bell.fileno())
                 await self._let_go()
 
-    async def _until_ready(self) -> None:
-        waiting = [self._loop.create_task(event.wait()) for event in self._first.values()]
-        if waiting:
-            _, late = await asyncio.wait(waiting, timeout=READY_S)
-            for each in late:
-                each.cancel()
+    def _rung(self, bell: Bell) -> None:
+        """Look after what this machine has had before. Others' arrays are opened for those who ask for them by name."""
+        bell.hush()
+        for array in remembered(self._settings):
+            self._look_after(array.uuid, array.name)
+        for worker in self._workers.values():
+            worker.wake()
+
+    async def _ready(self, ended: asyncio.Event) -> bool:
+        """Whether it is time to begin: all arrays are known, or slow. False where it ended before."""
+        over = self._loop.create_task(ended.wait())
+        known = [self._loop.create_task(event.wait()) for event in self._first.values()]
+        deadline = self._loop.time() + READY_S
+        while (waiting := [each for each in known if not each.done()]) and not over.done():
+            left_s = deadline - self._loop.time()
+            if left_s <= 0:
+                break
+            await asyncio.wait({over, *waiting}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        for each in (over, *known):
+            each.cancel()
+        for uuid in self._workers.keys() - self._states.keys():
+            worker = self._workers[uuid]
+            self._service.update(ArrayState(uuid=uuid, name=worker.name, trouble=f"it {worker.doing}"))
+        return not ended.is_set()
 
     def _feed(self) -> None:
         period_s = systemd.watchdog_s()
@@ -158,9 +185,26 @@ class Daemon:
     async def _let_go(self) -> None:
         for worker in self._workers.values():
             worker.end()
+        deadline = self._loop.time() + GOING_S
+        while any(worker.alive for worker in self._workers.values()) and self._loop.time() < deadline:
+            await asyncio.sleep(0.02)
         for worker in self._workers.values():
-            if not await asyncio.to_thread(worker.join, GOING_S):
+            if worker.alive:
                 log.warning("array %s is left as it is: it %s", worker.name, worker.doing)
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    """Have it done in a thread that may stay behind: nobody waits for what the kernel holds, as asyncio.to_thread() would."""
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return await asyncio.wrap_future(future)
 
 
 def _status(states: list[ArrayState]) -> str:
@@ -179,10 +223,7 @@ async def serve(settings: Settings) -> None:
         bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
     except OSError as error:
         raise ProviderFailure(f"there is no system bus: {error}", remedy="start dbus.service") from error
-    daemon = Daemon(settings, bus)
-    if await bus.request_name(NAME, NameFlag.DO_NOT_QUEUE) is not RequestNameReply.PRIMARY_OWNER:
-        raise DeviceInUse(f"{NAME} is on the bus already", remedy="end the other blkrecovd first")
-    running = asyncio.create_task(daemon.run(ended))
+    running = asyncio.create_task(Daemon(settings, bus).run(ended))
     left: asyncio.Task[None] = asyncio.create_task(bus.wait_for_disconnect())  # type: ignore[no-untyped-call]
     await asyncio.wait({running, left}, return_when=asyncio.FIRST_COMPLETED)
     if running.done():

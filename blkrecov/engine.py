@@ -14,7 +14,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
@@ -62,7 +62,7 @@ from blkrecov.page83 import identity, sysfs, udev
 from blkrecov.page83.export import Exporter
 from blkrecov.page83.identity import Witness, naa_of_serial, serial_of
 from blkrecov.proposal import Proposal
-from blkrecov.settings import Remembered, Settings, publish, published, remember
+from blkrecov.settings import Remembered, Settings, note_stopped, publish, published, remember
 from blkrecov.stack import node
 from blkrecov.steps import DetachLoop, ReplaceTable, Step, Store
 from blkrecov.units import Bytes, sectors
@@ -198,6 +198,7 @@ class Engine:
 
     def assemble(self) -> None:
         """Make the kernel's devices what the document says; for all LUNs that can be, whatever the others do."""
+        note_stopped(self._settings, self.document.array, stopped=False)
         before = self.document
         self._clear_up()
         self._attach()
@@ -1009,6 +1010,7 @@ class Engine:
         for task in asked:
             document = document.with_task(task)
         self.store(msgspec.structs.replace(document, running=""))
+        note_stopped(self._settings, self.document.array, stopped=True)
         for drive in self.document.drives:
             device = self._backings.get(drive.uuid) or self._device_of(drive)
             if device is not None:
@@ -1081,8 +1083,14 @@ def _free_name(document: Document) -> str:
 
 
 def _choose(found: tuple[Discovered, ...], name: str | None) -> Discovered:
+    known = {(array.name, str(array.uuid)): array for array in found}
+    return known[choose(tuple(known), name)]
+
+
+def choose(found: Sequence[tuple[str, str]], name: str | None) -> tuple[str, str]:
+    """The array that is meant, of several as (name, UUID). Raises: ObjectNotFound, InvalidArgument where several could be."""
     if name is not None:
-        chosen = [array for array in found if name in (array.name, str(array.uuid))]
+        chosen = [array for array in found if name in array]
         if not chosen:
             raise ObjectNotFound(f"there is no array {name!r}", remedy="list what there is with: blkrecov array list")
     else:
@@ -1090,6 +1098,6 @@ def _choose(found: tuple[Discovered, ...], name: str | None) -> Discovered:
         if not chosen:
             raise ObjectNotFound("this machine has no array", remedy="make one with: blkrecov array create NAME")
     if len(chosen) > 1:
-        many = ", ".join(f"{array.name} ({array.uuid})" for array in chosen)
+        many = ", ".join(f"{known} ({uuid})" for known, uuid in chosen)
         raise InvalidArgument(f"there are several arrays: {many}", remedy="say which with --array NAME")
     return chosen[0]

@@ -4,7 +4,8 @@ Whatever shows an array as a whole is computed from this one value, whoever has 
 the metrics.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
@@ -106,18 +107,15 @@ def report(overview: Overview) -> Json:
     }
 
 
-def activity(now: Overview, before: Overview | None) -> Json:
-    """How busy all of it was between two moments. Rates are bytes per second, and null where they cannot be told."""
-    document, observed = now.document, now.observed
+def sample(overview: Overview) -> Json:
+    """All that changes while an array works, with the kernel's counters as they are: two of these make an activity()."""
+    document, observed = overview.document, overview.observed
     return {
-        **report(now),
+        **report(overview),
         "name": document.name,
+        "at_s": overview.at_s,
         "drives": [
-            {
-                "name": drive.name,
-                "status": _drive_state(drive),
-                **_rates(now, before, drive.uuid),
-            }
+            {"name": drive.name, "status": _drive_state(drive), "counters": _counters(overview, drive.uuid)}
             for drive in document.drives
         ],
         "luns": [
@@ -125,31 +123,59 @@ def activity(now: Overview, before: Overview | None) -> Json:
                 "name": lun.name,
                 "layout": lun.layout.value,
                 "health": state_of(document, observed, lun)[1].value,
-                "sync": sync_ratio(now, lun),
-                **_rates(now, before, lun.uuid),
+                "sync": sync_ratio(overview, lun),
+                "counters": _counters(overview, lun.uuid),
             }
             for lun in document.luns
         ],
-        "tasks": [_pace(now, before, work) for work in now.work],
+        "tasks": [
+            {
+                **views.task_view(work.task),
+                "phase": work.phase.value if work.phase else None,
+                "step": work.task.done,
+                "done": work.done,
+                "total": work.total,
+            }
+            for work in overview.work
+        ],
     }
 
 
-def _rates(now: Overview, before: Overview | None, uuid: UUID) -> Json:
-    first, last = before.traffic.get(uuid) if before else None, now.traffic.get(uuid)
-    found = traffic.rates(first, last, now.at_s - before.at_s) if before and first and last else None
+def _counters(overview: Overview, uuid: UUID) -> Json | None:
+    found = overview.traffic.get(uuid)
+    return dataclasses.asdict(found) if found is not None else None
+
+
+def activity(now: Json, before: Json | None) -> Json:
+    """How busy all of it was between two samples. Rates are bytes per second, and null where they cannot be told."""
+    seconds = now["at_s"] - before["at_s"] if before else 0.0
+    shown = {key: value for key, value in now.items() if key != "at_s"}
+    for kind in ("drives", "luns"):
+        earlier = {row["name"]: row["counters"] for row in before[kind]} if before else {}
+        shown[kind] = [
+            {
+                **{key: value for key, value in row.items() if key != "counters"},
+                **_rates(row["counters"], earlier.get(row["name"]), seconds),
+            }
+            for row in now[kind]
+        ]
+    shown["tasks"] = [_pace(row, before["tasks"] if before else (), seconds) for row in now["tasks"]]
+    return shown
+
+
+def _rates(now: Json | None, before: Json | None, seconds: float) -> Json:
+    found = traffic.rates(Counters(**before), Counters(**now), seconds) if before and now else None
     return {key: getattr(found, key, None) for key in ("read", "written", "busy")}
 
 
-def _pace(now: Overview, before: Overview | None, work: Work) -> Json:
+def _pace(row: Json, before: Iterable[Json], seconds: float) -> Json:
     """A task with its rate and the seconds that its present phase has left at that rate."""
-    phase = (work.task.id, work.task.done)
-    earlier = next((item for item in before.work if (item.task.id, item.task.done) == phase), None) if before else None
+    same = [each for each in before if (each["id"], each["step"]) == (row["id"], row["step"])]
     rate = None
-    if before and earlier and now.at_s > before.at_s and work.done > earlier.done:
-        rate = (work.done - earlier.done) / (now.at_s - before.at_s)
-    left_s = max(work.total - work.done, 0) / rate if rate else None
-    phase_name = work.phase.value if work.phase else None
-    return {**views.task_view(work.task), "phase": phase_name, "rate": rate, "left_s": left_s}
+    if same and seconds > 0 and row["done"] > same[0]["done"]:
+        rate = (row["done"] - same[0]["done"]) / seconds
+    left_s = max(row["total"] - row["done"], 0) / rate if rate else None
+    return {**row, "rate": rate, "left_s": left_s}
 
 
 def sync_ratio(overview: Overview, lun: Lun) -> float | None:

@@ -53,11 +53,12 @@ from blkrecov.running import Progress
 class RestoreSession:
     """One restore of an open array."""
 
-    def __init__(self, array: Array) -> None:
+    def __init__(self, array: Array, task: int | None = None) -> None:
+        """`task` is that of an earlier resync(), whose status is asked for or which is cancelled."""
         self._array = array
         self._begun = False
         self._wishes: list[Wish] = []
-        self._task: int | None = None
+        self._task = task
 
     def begin(self) -> None:
         """Raises: BadState in the initramfs, in rescue or emergency mode, and for a session that has begun."""

@@ -84,6 +84,26 @@ def sequence_file(settings: Settings, array: UUID) -> Path:
     return settings.state / f"{array}.sequence"
 
 
+def is_stopped(settings: Settings, array: UUID) -> bool:
+    """Whether somebody has stopped an array, which is to stay so until somebody asks for it, or the machine is booted."""
+    return _stopped_file(settings, array).exists()
+
+
+def note_stopped(settings: Settings, array: UUID, *, stopped: bool) -> None:
+    """An array was stopped, or is brought up; the daemon hears of the latter. Raises: OSError."""
+    file = _stopped_file(settings, array)
+    if stopped:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file.touch()
+    elif file.exists():
+        file.unlink(missing_ok=True)
+        ring(settings.bell)
+
+
+def _stopped_file(settings: Settings, array: UUID) -> Path:
+    return settings.volatile / f"{array}.stopped"
+
+
 def remembered(settings: Settings) -> tuple[Remembered, ...]:
     """Every array that this machine has seen. A damaged file is passed over: it is a hint."""
     found = []

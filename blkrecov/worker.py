@@ -18,19 +18,15 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
-import msgspec
-
-from blkrecov import tasks, views
+from blkrecov import rows
 from blkrecov.array import Array
 from blkrecov.bell import Bell
 from blkrecov.dm.events import EventWatcher
 from blkrecov.drives.watch import DriveWatcher
 from blkrecov.errors import BlkrecovError, Code
-from blkrecov.model import Lun, Task, TaskState
 from blkrecov.monitor import AGAIN_S, Monitor
-from blkrecov.settings import Settings
+from blkrecov.settings import Settings, is_stopped
 from blkrecov.state import ArrayState
-from blkrecov.views import Json
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +80,10 @@ class Worker:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    def wake(self) -> None:
+        """Look again whether there is something to do."""
+        self._wake.set()
+
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
@@ -116,6 +116,11 @@ class Worker:
     def _run(self) -> None:
         while not self._ended:
             self._wake.clear()
+            if is_stopped(self._settings, self._state.uuid) and not self._calls:
+                self.tell(ArrayState(uuid=self._state.uuid, name=self.name, summary=f"array {self.name} is stopped"))
+                self._is_at(_IDLE)
+                self._wake.wait()
+                continue
             self._is_at("is being opened")
             try:
                 with Array.opened(self._settings, str(self._state.uuid)) as array:
@@ -135,7 +140,7 @@ class Worker:
         if error.message != self._state.trouble:
             log.warning("array %s cannot be looked after: %s", self.name, error.message)
         self._is_at(f"could not be opened ({error.message})")
-        self.tell(dataclasses.replace(self._state, trouble=error.message))
+        self.tell(dataclasses.replace(self._state, trouble=error.message, remedy=error.remedy))
         while self._calls:
             future = self._calls.popleft().future
             if future.set_running_or_notify_cancel():
@@ -207,51 +212,18 @@ class _Attendant(Monitor):
             self._down = False
 
     def _ticked(self) -> None:
-        state = self._worker._state
-        self._worker.tell(dataclasses.replace(state, tasks=self._tasks()))
+        state, known = self._worker._state, self._array.document.tasks
+        tasks = tuple(rows.task(self._array, task, least=self._percents.get(task.id, 0)) for task in known)
+        self._tell_state(dataclasses.replace(state, tasks=tasks))
 
     def _tell(self) -> None:
         array = self._array
         self._down = array.down()
         if self._down:
             array.observe()
-        document = array.document
-        self._worker.tell(
-            ArrayState(
-                uuid=document.array,
-                name=document.name,
-                sequence=document.sequence,
-                running=not self._down,
-                trouble=self._trouble,
-                auto_recover=document.auto_recover,
-                scrub=document.scrub.value,
-                rate_min=document.rate_min,
-                rate_max=document.rate_max,
-                drives=tuple(views.drive_view(document, drive) for drive in document.drives),
-                luns=tuple(self._lun(lun) for lun in document.luns),
-                tasks=self._tasks(),
-            )
-        )
+        self._tell_state(rows.state(array, running=not self._down, trouble=self._trouble, least=self._percents))
 
-    def _lun(self, lun: Lun) -> Json:
-        trouble = self._array.trouble.get(lun.uuid)
-        return {**self._array.lun_json(lun), "trouble": trouble.message if trouble else ""}
-
-    def _tasks(self) -> tuple[Json, ...]:
-        return tuple(self._task(task) for task in self._array.document.tasks)
-
-    def _task(self, task: Task) -> Json:
-        if task.state is TaskState.IN_PROGRESS:
-            if not self._down:
-                task = self._array.progress(task.id).task
-            # Who looks again after a restart may see a little less at first.
-            percent = max(task.percent, self._percents.get(task.id, 0))
-            self._percents[task.id] = percent
-            task = msgspec.structs.replace(task, percent=percent)
-        phase = None if task.state.ended else tasks.phase(task)
-        return {
-            **views.task_view(task),
-            "phase": phase.value if phase else "",
-            "rate_min": task.rate_min,
-            "rate_max": task.rate_max,
-        }
+    def _tell_state(self, state: ArrayState) -> None:
+        # Who looks again after a restart may see a little less at first.
+        self._percents = {row["id"]: row["percent"] for row in state.tasks if row["state"] == "in_progress"}
+        self._worker.tell(state)

@@ -1,21 +1,25 @@
 """blkrecovd as a process on a real kernel: it sleeps, it may be stuck, stopped and killed, and the arrays do not mind."""
 
+import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from dbus_fast import Variant
 
-from blkrecov.bus.interfaces import ARRAY, DRIVE, LUN, TASK
+from blkrecov.bus.interfaces import ARRAY, DRIVE, LUN, MANAGER, TASK
+from blkrecov.bus.objects import ROOT
 from blkrecov.dm.control import Control
 from blkrecov.units import MIB
-from tests.kernel.buslab import HERE, LUN_SIZE, Client, Refused, made, running, size, slowly
-from tests.kernel.lab import DEADLINE_S, Lab, Slow, checksum, fill, run, tables
+from tests.kernel.buslab import HERE, LUN_SIZE, Client, Daemon, Refused, made, running, size, slowly
+from tests.kernel.lab import DEADLINE_S, Lab, Slow, blkrecov, checksum, fill, run, tables
 from tests.kernel.lab import DRIVE as DRIVE_SIZE
 
 
@@ -152,3 +156,67 @@ def test_a_daemon_sleeps_feeds_the_watchdog_and_leaves_luns_as_they_are(lab: Lab
         assert tables() == live
         for _ in range(3):
             daemon.told("WATCHDOG=1")
+
+
+def test_what_was_stopped_stays_so(lab: Lab, client: Client) -> None:
+    """Over restarts of the daemon and looks at the status; until somebody asks for the array."""
+    with running(lab):
+        made(client, lab)
+        assert blkrecov(lab, "array", "stop").status == 0
+    with running(lab):
+        array = client.named(ARRAY, "lab")
+        assert not client.get(array, ARRAY, "Running")
+        answer = blkrecov(lab, "status")
+        assert (answer.status, answer.out.splitlines()[0]) == (1, "array lab is stopped")
+        assert "what to do: blkrecov refresh --array lab" in answer.out
+        assert blkrecov(lab, "array", "list", "--json").json[0]["stopped"]
+        assert tables() == "No devices found"
+        assert blkrecov(lab, "refresh").status == 0
+        assert client.get(array, ARRAY, "Running")
+        assert blkrecov(lab, "status").status == 0
+
+
+def test_an_array_that_is_new_on_this_machine_is_left_alone_until_it_is_asked_for(lab: Lab, client: Client) -> None:
+    """It may be another machine's, whose disks this one only holds."""
+    lab.create(2)
+    lab.stop()
+    for mark in Path("/run/blkrecov").glob("*.stopped"):
+        mark.unlink()  # The other machine has none.
+    with running(lab, BLKRECOV_STATE=str(lab.directory / "other")):
+        assert client.get(ROOT, MANAGER, "Arrays") == []
+        (row,) = json.loads(client.call(ROOT, MANAGER, "GetArrays", "a{sv}", {}))
+        assert (row["name"], tables()) == ("lab", "No devices found")
+        array = client.call(ROOT, MANAGER, "OpenArray", "sa{sv}", row["uuid"], {})
+        assert client.get(array, ARRAY, "Running")
+        assert client.get(ROOT, MANAGER, "Arrays") == [array]
+
+
+def test_a_disk_that_does_not_answer_at_the_start_holds_up_nothing_else(slow: Slow, lab: Lab, client: Client) -> None:
+    """The daemon is ready, answers, and ends its loop when it is told to. The process has to wait for a thread that the kernel
+    holds in the middle of a read: no signal ends that.
+    """
+    lab.create(2)
+    with lab.opened() as array:
+        array.add_drive(str(slow.directory / "far"), size=DRIVE_SIZE, name="far", spare=False, force=False)
+    lab.stop()
+    assert blkrecov(lab, "array", "create", "second").status == 0
+    with suppress(OSError):
+        next(Path("/run/blkrecov").glob("*.stopped")).unlink()
+    run("dmsetup", "suspend", "--noflush", "--nolockfs", "lab-slow")
+    try:
+        began = time.monotonic()
+        daemon = Daemon(lab)
+        started_s = time.monotonic() - began
+        assert len(client.get(ROOT, MANAGER, "Arrays")) == 2
+        began = time.monotonic()
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.told("STOPPING=1")
+        ended_s = time.monotonic() - began
+    finally:
+        run("dmsetup", "resume", "lab-slow")
+    assert daemon.process.wait(DEADLINE_S) == 0
+    daemon.close()
+    print(
+        f"daemon: beside a disk that does not answer it was ready after {started_s:.1f} s, ending after {ended_s:.1f} s"
+    )
+    assert ended_s < 5

@@ -43,9 +43,22 @@ PLACES = {
     **dict.fromkeys(_PURE.split(), Layer.PURE),
     **dict.fromkeys(_ACTS.split(), Layer.ACTS),
     **dict.fromkeys(
-        ("engine", "running", "restoring", "array", "monitor", "session", "survey", "boot", "worker"), Layer.ENGINE
+        (
+            "engine",
+            "running",
+            "restoring",
+            "array",
+            "monitor",
+            "session",
+            "rows",
+            "survey",
+            "methods",
+            "boot",
+            "worker",
+        ),
+        Layer.ENGINE,
     ),
-    **dict.fromkeys(("bus.methods", "bus.service"), Layer.BUS),
+    "bus.service": Layer.BUS,
     "daemon": Layer.DAEMON,
     "manual": Layer.CLI,
 }

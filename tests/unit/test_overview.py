@@ -10,7 +10,7 @@ from blkrecov.condition import state_of
 from blkrecov.errors import OutOfResources
 from blkrecov.model import Document, DriveStatus, Health, Layout, MemberState
 from blkrecov.observed import Observed
-from blkrecov.overview import Overview, Problem, activity, problems, report, summary, sync_ratio
+from blkrecov.overview import Overview, Problem, activity, problems, report, sample, summary, sync_ratio
 from blkrecov.traffic import Rates
 from blkrecov.units import MIB
 from tests.unit.arrays import drive, drives, raid_words, seen, with_lost, with_lun, with_shadow, with_states
@@ -242,7 +242,7 @@ def test_activity_tells_rates_and_the_time_left() -> None:
         at_s=2.0,
         traffic={d0.uuid: counted(2, 4, 500), lun.uuid: counted(0, 2)},
     )
-    shown = activity(now, before)
+    shown = activity(sample(now), sample(before))
     assert shown["drives"][0] == {"name": "d0", "status": "online", "read": MIB, "written": 2 * MIB, "busy": 0.25}
     assert shown["drives"][1] == {"name": "d1", "status": "online", "read": None, "written": None, "busy": None}
     assert shown["luns"][0] == {
@@ -255,7 +255,7 @@ def test_activity_tells_rates_and_the_time_left() -> None:
         "busy": 0.0,
     }
     assert [(row["phase"], row["rate"], row["left_s"]) for row in shown["tasks"]] == [("rebuild", 2 * MIB, 2.0)]
-    assert [row["rate"] for row in activity(now, None)["tasks"]] == [None]
+    assert [row["rate"] for row in activity(sample(now), None)["tasks"]] == [None]
 
 
 def test_another_phase_is_no_progress_of_the_one_before() -> None:
@@ -264,4 +264,4 @@ def test_another_phase_is_no_progress_of_the_one_before() -> None:
     observed, task = seen(document, raid_words("AA")), recovery(document)
     before = overview(document, observed, at_work(task, 1, 9))
     now = overview(document, observed, at_work(msgspec.structs.replace(task, done=1), 5, 9), at_s=1.0)
-    assert activity(now, before)["tasks"][0]["rate"] is None
+    assert activity(sample(now), sample(before))["tasks"][0]["rate"] is None
