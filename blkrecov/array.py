@@ -975,7 +975,7 @@ class Array(Restoring):
         if self._impossible.get(lun.uuid) != error.message:
             self._impossible[lun.uuid] = error.message
             message = f"LUN {lun.name} cannot be recovered: {error.message}"
-            self._tell("recovery_impossible", message, lun=lun.name, remedy=error.remedy)
+            self._tell("recovery_impossible", message, lun=lun.name, code=error.code.name, remedy=error.remedy)
 
     def _scrub_by_itself(self, now: int) -> None:
         """One LUN at a time: scrubs that share drives slow each other down, and nobody waits for them."""

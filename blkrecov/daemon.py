@@ -27,7 +27,7 @@ from uuid import UUID
 from dbus_fast import BusType, NameFlag, RequestNameReply
 from dbus_fast.aio import MessageBus
 
-from blkrecov import systemd
+from blkrecov import journal, systemd
 from blkrecov.array import Array
 from blkrecov.bell import Bell
 from blkrecov.bus.interfaces import NAME
@@ -202,7 +202,8 @@ def main() -> None:
     )
     parser.add_argument("--version", action="version", version=f"blkrecovd {version('blkrecov')}")
     parser.parse_args()
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.INFO)
+    journal.log_as("blkrecovd", logging.INFO)
+    journal.show_events()
     try:
         if os.geteuid() != 0:
             raise AccessDenied("device-mapper, loop devices and LIO are root's")

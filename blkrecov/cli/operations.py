@@ -1,6 +1,5 @@
 """The operations: recover, scrub, resync, and what keeps an array as it should be."""
 
-import logging
 import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -8,6 +7,7 @@ from typing import BinaryIO
 
 import click
 
+from blkrecov import journal
 from blkrecov.cli import complete, drive, lun
 from blkrecov.cli.array import array_view
 from blkrecov.cli.common import common, opened, options, rates, say, show_json
@@ -129,7 +129,7 @@ def monitor() -> None:
     """
     from blkrecov.monitor import Monitor
 
-    logging.getLogger("blkrecov.events").setLevel(logging.INFO)
+    journal.show_events()
     with opened() as array:
         watching = Monitor(array)
         for number in (signal.SIGTERM, signal.SIGINT):
