@@ -17,10 +17,12 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import Final, TypeVar
 from uuid import UUID
 
@@ -34,8 +36,10 @@ from blkrecov.bus.interfaces import NAME
 from blkrecov.bus.service import BEGIN_S, Service
 from blkrecov.engine import create_array, list_arrays
 from blkrecov.errors import AccessDenied, BlkrecovError, DeviceInUse, ObjectDeleted, ProviderFailure
-from blkrecov.settings import Settings, remembered
+from blkrecov.events import EventLog
+from blkrecov.settings import Address, Settings, metrics_place, remembered
 from blkrecov.state import ArrayState
+from blkrecov.watch import Watch
 from blkrecov.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -51,13 +55,15 @@ GOING_S: Final = 5.0
 class Daemon:
     """Made and run in an event loop."""
 
-    def __init__(self, settings: Settings, bus: MessageBus) -> None:
+    def __init__(self, settings: Settings, bus: MessageBus, metrics: Address | Path | None = None) -> None:
         self._settings = settings
+        self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._workers: dict[UUID, Worker] = {}
         self._first: dict[UUID, asyncio.Event] = {}
         self._states: dict[UUID, ArrayState] = {}
         self._status = ""
+        self._server: asyncio.Server | None = None
         self._service = Service(bus, self)
         self._service.export()
 
@@ -100,6 +106,21 @@ class Daemon:
         self._first[state.uuid].set()
         self._tell_status()
 
+    def _follow_events(self) -> None:
+        """In a thread of its own, for as long as the process lives: so the bus is told whoever makes them, daemon or command.
+
+        What happens before an array is on the bus nobody is told of; its objects say what it is like then.
+        """
+        log_ = EventLog(self._settings.state)
+        try:
+            with Watch(log_.path) as watch:
+                for event in log_.follow(pause=lambda _: watch.wait()):
+                    self._loop.call_soon_threadsafe(self._service.happened, event)
+        except (BlkrecovError, OSError) as error:
+            log.warning("the bus is told of no events any more: %s", error)
+        except RuntimeError:  # The loop has ended.
+            return
+
     def _tell_status(self) -> None:
         status = _status(list(self._states.values()))
         stuck = [worker for worker in self._workers.values() if worker.busy_s > BEGIN_S]
@@ -121,6 +142,7 @@ class Daemon:
                     self._look_after(array.uuid, array.name)
 
             self._loop.add_reader(bell.fileno(), rung)
+            threading.Thread(target=self._follow_events, name="events", daemon=True).start()
             try:
                 try:
                     await self.find()
@@ -128,6 +150,7 @@ class Daemon:
                     log.warning("arrays cannot be looked for: %s", error)
                     rung()
                 await self._until_ready()
+                await self._serve_metrics()
                 systemd.notify(READY="1")
                 self._feed()
                 await ended.wait()
@@ -135,6 +158,19 @@ class Daemon:
             finally:
                 self._loop.remove_reader(bell.fileno())
                 await self._let_go()
+
+    async def _serve_metrics(self) -> None:
+        """Until the process ends. What cannot be served is no reason to leave arrays alone."""
+        if self._metrics is None:
+            return
+        # Much is imported by that, and takes memory that is not needed otherwise.
+        from blkrecov import metrics_server
+        from blkrecov.scrape import Scrapes
+
+        try:
+            self._server = await metrics_server.serve(self._metrics, Scrapes(self._workers).text)
+        except OSError as error:
+            log.error("metrics cannot be served at %s: %s", self._metrics, error)
 
     async def _until_ready(self) -> None:
         waiting = [self._loop.create_task(event.wait()) for event in self._first.values()]
@@ -170,7 +206,7 @@ def _status(states: list[ArrayState]) -> str:
     return f"{words}; not healthy: {', '.join(sick)}" if sick else words
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, metrics: Address | Path | None = None) -> None:
     """Until SIGTERM or SIGINT. Raises: DeviceInUse where it runs already; ProviderFailure without a bus, or when it has gone."""
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -179,7 +215,7 @@ async def serve(settings: Settings) -> None:
         bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
     except OSError as error:
         raise ProviderFailure(f"there is no system bus: {error}", remedy="start dbus.service") from error
-    daemon = Daemon(settings, bus)
+    daemon = Daemon(settings, bus, metrics)
     if await bus.request_name(NAME, NameFlag.DO_NOT_QUEUE) is not RequestNameReply.PRIMARY_OWNER:
         raise DeviceInUse(f"{NAME} is on the bus already", remedy="end the other blkrecovd first")
     running = asyncio.create_task(daemon.run(ended))
@@ -207,7 +243,7 @@ def main() -> None:
     try:
         if os.geteuid() != 0:
             raise AccessDenied("device-mapper, loop devices and LIO are root's")
-        asyncio.run(serve(Settings.load()))
+        asyncio.run(serve(Settings.load(), metrics_place()))
     except BlkrecovError as error:
         log.error("blkrecovd: %s (%s): %s", error.code.name, error.code.hresult_text, error.message)
         log.error("  what to do: %s", error.remedy)

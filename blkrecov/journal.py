@@ -28,7 +28,7 @@ _FIELDS: Final = ("message_id", "blkrecov_")
 
 
 def datagram(fields: dict[str, object]) -> bytes:
-    """An entry in the native protocol: NAME=value lines; a value of several lines has its length before it, a little-endian u64."""
+    """An entry in the native protocol: NAME=value lines; a value of several lines has its length before it, as 64 bits."""
     found = b""
     for name, value in fields.items():
         data = str(value).encode(errors="backslashreplace")[:_LONGEST]

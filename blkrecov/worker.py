@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -28,6 +28,7 @@ from blkrecov.drives.watch import DriveWatcher
 from blkrecov.errors import BlkrecovError, Code
 from blkrecov.model import Lun, Task, TaskState
 from blkrecov.monitor import AGAIN_S, Monitor
+from blkrecov.overview import Overview, Work
 from blkrecov.settings import Settings
 from blkrecov.state import ArrayState
 from blkrecov.views import Json
@@ -65,6 +66,8 @@ class Worker:
         self._wake = threading.Event()
         self._monitor: Monitor | None = None
         self._at = ("is being opened", time.monotonic())
+        self.overview: Overview | None = None
+        """The array as it was last seen; without counters, which anybody may read."""
         self._state = ArrayState(uuid=uuid, name=name)
         # One that is stuck in the kernel must not keep the process.
         self._thread: Final = threading.Thread(target=self._run, name=f"array {name}", daemon=True)
@@ -83,6 +86,11 @@ class Worker:
         """Whether the thread has ended by then."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    @property
+    def trouble(self) -> str:
+        """Why the array cannot be opened or looked after; empty if it can."""
+        return self._state.trouble
 
     @property
     def alive(self) -> bool:
@@ -208,14 +216,14 @@ class _Attendant(Monitor):
 
     def _ticked(self) -> None:
         state = self._worker._state
-        self._worker.tell(dataclasses.replace(state, tasks=self._tasks()))
+        self._worker.tell(dataclasses.replace(state, tasks=self._tasks(self._see())))
 
     def _tell(self) -> None:
         array = self._array
         self._down = array.down()
         if self._down:
             array.observe()
-        document = array.document
+        document, work = array.document, self._see()
         self._worker.tell(
             ArrayState(
                 uuid=document.array,
@@ -229,21 +237,31 @@ class _Attendant(Monitor):
                 rate_max=document.rate_max,
                 drives=tuple(views.drive_view(document, drive) for drive in document.drives),
                 luns=tuple(self._lun(lun) for lun in document.luns),
-                tasks=self._tasks(),
+                tasks=self._tasks(work),
             )
         )
+
+    def _see(self) -> tuple[Work, ...]:
+        """Look how far tasks are, and let others see the array as it is."""
+        array = self._array
+        live = [task for task in array.document.tasks if not (self._down or task.state.ended)]
+        progress = [array.progress(task.id) for task in live]
+        work = tuple(Work(task=item.task, phase=item.phase, done=item.done, total=item.total) for item in progress)
+        self._worker.overview = Overview(
+            document=array.document, observed=array.observed, work=work, trouble=dict(array.trouble)
+        )
+        return work
 
     def _lun(self, lun: Lun) -> Json:
         trouble = self._array.trouble.get(lun.uuid)
         return {**self._array.lun_json(lun), "trouble": trouble.message if trouble else ""}
 
-    def _tasks(self) -> tuple[Json, ...]:
-        return tuple(self._task(task) for task in self._array.document.tasks)
+    def _tasks(self, work: Iterable[Work]) -> tuple[Json, ...]:
+        now = {each.task.id: each.task for each in work}
+        return tuple(self._task(now.get(task.id, task)) for task in self._array.document.tasks)
 
     def _task(self, task: Task) -> Json:
         if task.state is TaskState.IN_PROGRESS:
-            if not self._down:
-                task = self._array.progress(task.id).task
             # Who looks again after a restart may see a little less at first.
             percent = max(task.percent, self._percents.get(task.id, 0))
             self._percents[task.id] = percent

@@ -24,7 +24,7 @@ from dbus_fast.aio import MessageBus
 
 from blkrecov.array import Array
 from blkrecov.bus import interfaces
-from blkrecov.bus.interfaces import INTERFACES, MANAGED, MANAGER, SESSION, STANDARD, TASK, Interface, Method
+from blkrecov.bus.interfaces import ARRAY, INTERFACES, MANAGED, MANAGER, SESSION, STANDARD, TASK, Interface, Method
 from blkrecov.bus.methods import HANDLERS, Options, Result
 from blkrecov.bus.objects import (
     ROOT,
@@ -38,6 +38,7 @@ from blkrecov.bus.objects import (
     array_path,
     changes,
     children,
+    concerned,
     plain,
     session_object,
     session_path,
@@ -45,6 +46,7 @@ from blkrecov.bus.objects import (
     uuid_of,
 )
 from blkrecov.errors import AccessDenied, BadState, BlkrecovError, InvalidArgument, ObjectDeleted, TimedOut
+from blkrecov.events import Event
 from blkrecov.model import TaskState
 from blkrecov.page83.information import LunInformation, from_json
 from blkrecov.resync import Options as ResyncOptions
@@ -151,6 +153,14 @@ class Service:
         for path, known in after.items():
             if TASK in known and path in before and _ended(known) and not _ended(before[path]):
                 self._signal(path, TASK, "Completed", "ssuss", _outcome(known))
+
+    def happened(self, event: Event) -> None:
+        """Tell an event, of an array that there is."""
+        for uuid, name in self._names.items():
+            if name == event.array:
+                objects = concerned(self._known[uuid], event.lun, event.drive, event.task)
+                body = [event.kind.value, event.message, event.remedy, event.time, objects]
+                self._signal(array_path(uuid), ARRAY, "Event", "sssdao", body)
 
     def _tell(self, before: Objects, after: Objects) -> None:
         for change in changes(before, after):

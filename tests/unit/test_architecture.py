@@ -43,7 +43,8 @@ PLACES = {
     **dict.fromkeys(_PURE.split(), Layer.PURE),
     **dict.fromkeys(_ACTS.split(), Layer.ACTS),
     **dict.fromkeys(
-        ("engine", "running", "restoring", "array", "monitor", "session", "survey", "boot", "worker"), Layer.ENGINE
+        ("engine", "running", "restoring", "array", "monitor", "session", "survey", "boot", "worker", "scrape"),
+        Layer.ENGINE,
     ),
     **dict.fromkeys(("bus.methods", "bus.service"), Layer.BUS),
     "daemon": Layer.DAEMON,
