@@ -27,7 +27,7 @@ _MOST: Final = 16 * 1024
 async def serve(at: Address | Path, text: Callable[[], Awaitable[str]]) -> asyncio.Server:
     """Listens on a port (0: any that is free) or a Unix socket, until the server is closed. `text` gives the exposition.
 
-    The socket's directory is made, for root alone, where it is not there. A socket that nobody listens on is replaced.
+    The socket's directory is made, for root alone, where it is not there. A socket that is there is replaced.
 
     Raises: OSError where it cannot listen there.
     """

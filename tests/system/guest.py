@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -142,19 +143,41 @@ def first(package: str) -> Json:
     report["drive"] = {"uuid": drive["uuid"], "properties": properties(loop), "watched": watched(loop)}
     report["disk_watched"] = watched(disk)
 
-    run("systemctl", "start", "blkrecovd.service")
+    # Each place is asked for within the service's sandbox.
+    configuration = Path("/etc/blkrecov/blkrecov.toml")
+    configuration.parent.mkdir(exist_ok=True)
+    report["metrics"] = []
+    for family, place, address in (
+        (socket.AF_UNIX, "/run/blkrecov/metrics.sock", "/run/blkrecov/metrics.sock"),
+        (socket.AF_INET, "127.0.0.1:9835", ("127.0.0.1", 9835)),
+    ):
+        configuration.write_text(f'metrics = "{place}"\n')
+        run("systemctl", "restart", "blkrecovd.service")
+        report["metrics"].append(scraped(family, address))
     main = unit("blkrecovd.service", "MainPID")
     report["mounts"] = Path(f"/proc/{main}/ns/mnt").readlink() == Path("/proc/1/ns/mnt").readlink()
     report["security"] = run("systemd-analyze", "security", "blkrecovd.service").strip().splitlines()[-1]
     with follow() as events:
         blkrecov("drive", "fail", "d1")
         report["recovered"] = next(event for event in events if event["kind"].startswith("recovery_") and done(event))
+    told = run("journalctl", "--output=json", "BLKRECOV_DRIVE=d1", "BLKRECOV_KIND=drive_failed")
+    report["told"] = [json.loads(line) for line in told.splitlines()]
+    report["explained"] = run("journalctl", "--catalog", "BLKRECOV_DRIVE=d1", "BLKRECOV_KIND=drive_failed")
+    report["as_text"] = run("journalctl", "--boot", "--unit=blkrecovd.service", "_TRANSPORT=stdout", "--output=cat")
     report["status"] = [member["drive"] for member in asked("lun", "show", "da-ta")["members"]]
     blkrecov("snapshot", "create", "later", "tuesday")
     run("umount", NETWORKED)
     blkrecov("resync", "tuesday:later")
     report["complaints"] = complaints()
     return report
+
+
+def scraped(family: int, address: str | tuple[str, int]) -> str:
+    with socket.socket(family) as asking:
+        asking.settimeout(DEADLINE_S)
+        asking.connect(address)
+        asking.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        return asking.makefile("rb").read().decode()
 
 
 @contextmanager

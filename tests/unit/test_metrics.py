@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from blkrecov import provision
-from blkrecov.metrics import exposition
+from blkrecov.metrics import Care, exposition
 from blkrecov.metrics_server import serve
 from blkrecov.model import Document, Layout
 from blkrecov.overview import Overview
@@ -86,6 +86,17 @@ def test_counters_are_the_kernel_s() -> None:
     assert value(found, "lun_written_bytes_total", "v") == MIB
     assert value(found, "lun_io_errors_total", "v") == 4
     assert value(found, "drive_read_bytes_total", "d2") is None
+
+
+def test_how_the_daemon_looks_after_an_array() -> None:
+    """One that cannot be opened has nothing else. A long time at the same thing says that it is stuck."""
+    text = exposition([rich()], [Care("lab", up=True, busy_s=12.5), Care("other", up=False, busy_s=0)])
+    for line in (
+        'blkrecov_array_up{array="lab"} 1.0',
+        'blkrecov_array_up{array="other"} 0.0',
+        'blkrecov_array_busy_seconds{array="lab"} 12.5',
+    ):
+        assert line in text.splitlines()
 
 
 def test_numbers() -> None:
