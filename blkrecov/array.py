@@ -879,9 +879,9 @@ class Array(Restoring):
         for drive in self.document.drives:
             earlier = known.get(drive.uuid, drive)
             if earlier.online and not drive.online:
-                self._tell(
-                    "drive_failed", f"drive {drive.name} is {drive.status.value}: {drive.reason}", drive=drive.name
-                )
+                message = f"drive {drive.name} is {drive.status.value}: {drive.reason}"
+                remedy = f"mend it and bring it back with: blkrecov drive reconnect {drive.name}"
+                self._tell("drive_failed", message, drive=drive.name, remedy=remedy)
             if drive.online and earlier.status in (DriveStatus.FAILED, DriveStatus.REMOVED, DriveStatus.OFFLINE):
                 self._tell("drive_returned", f"drive {drive.name} is back", drive=drive.name)
             if drive.fault is not None and earlier.fault is None:

@@ -157,10 +157,12 @@ class Daemon:
                 systemd.notify(STOPPING="1")
             finally:
                 self._loop.remove_reader(bell.fileno())
+                if self._server is not None:
+                    self._server.close()
                 await self._let_go()
 
     async def _serve_metrics(self) -> None:
-        """Until the process ends. What cannot be served is no reason to leave arrays alone."""
+        """What cannot be served is no reason to leave arrays alone."""
         if self._metrics is None:
             return
         # Much is imported by that, and takes memory that is not needed otherwise.

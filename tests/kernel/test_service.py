@@ -37,9 +37,6 @@ class Service:
         found = self.inside("journalctl", "--output=json", "--all", *words)
         return [json.loads(line) for line in found.splitlines()]
 
-    def pid(self) -> int:
-        return int(self.inside("systemctl", "show", "--value", "--property=MainPID", UNIT))
-
 
 @contextmanager
 def placed(path: Path, text: str) -> Iterator[None]:
@@ -52,7 +49,7 @@ def placed(path: Path, text: str) -> Iterator[None]:
 
 
 @pytest.fixture
-def service(lab: Lab, bus: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+def service(lab: Lab, bus: None) -> Iterator[Service]:
     """The unit with the working tree's program, the lab's settings, and nothing that it waits for."""
     settings = {**lab.environment, "DBUS_SYSTEM_BUS_ADDRESS": os.environ["DBUS_SYSTEM_BUS_ADDRESS"]}
     words = "\n".join(f'Environment="{name}={value}"' for name, value in settings.items())
@@ -94,7 +91,12 @@ def test_each_event_is_in_the_journal_once(service: Service, lab: Lab, client: C
     service.blkrecov("drive", "fail", "d0")
     (failed,) = service.entries(f"MESSAGE_ID={MESSAGE_IDS[EventKind.DRIVE_FAILED]}")
     facts = {name: value for name, value in failed.items() if name.startswith("BLKRECOV_")}
-    assert facts == {"BLKRECOV_KIND": "drive_failed", "BLKRECOV_ARRAY": "lab", "BLKRECOV_DRIVE": "d0"}
+    assert facts == {
+        "BLKRECOV_KIND": "drive_failed",
+        "BLKRECOV_ARRAY": "lab",
+        "BLKRECOV_DRIVE": "d0",
+        "BLKRECOV_REMEDY": "mend it and bring it back with: blkrecov drive reconnect d0",
+    }
     assert (failed["PRIORITY"], failed["SYSLOG_IDENTIFIER"], failed["_TRANSPORT"]) == ("4", "blkrecov", "journal")
 
     task = client.call(vol, LUN, "Recover", "a{sv}", {})

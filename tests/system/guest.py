@@ -201,12 +201,11 @@ def done(event: Json) -> bool:
 
 def complaints() -> list[str]:
     """What systemd and udev found wrong with what the package brought."""
-    log = run("journalctl", "--boot", "--no-pager", "--output=cat")
+    log = [json.loads(line) for line in run("journalctl", "--boot", "--output=json").splitlines()]
+    told = [str(entry.get("MESSAGE", "")) for entry in log if "BLKRECOV_KIND" not in entry]
     words = ("blkrecov", "61-blkrecov", "org.blkrecov1")
     wrong = ("ordering cycle", "Unknown key", "invalid", "Failed to", "failed", "denied")
-    return [
-        line for line in log.splitlines() if any(word in line for word in words) and any(bad in line for bad in wrong)
-    ]
+    return [line for line in told if any(word in line for word in words) and any(bad in line for bad in wrong)]
 
 
 def second(package: str) -> Json:
