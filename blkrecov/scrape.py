@@ -65,7 +65,9 @@ class Scrapes:
 
 def _look(known: Iterable[Overview], future: "Future[Devices]") -> None:
     found = {}
-    with suppress(BlkrecovError, OSError), Control() as control:
-        for each in known:
-            found[each.document.array] = observer.devices(control, each.document)
-    future.set_result(found)
+    try:
+        with suppress(BlkrecovError, OSError), Control() as control:
+            for each in known:
+                found[each.document.array] = observer.devices(control, each.document)
+    finally:
+        future.set_result(found)

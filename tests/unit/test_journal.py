@@ -99,6 +99,17 @@ def test_what_is_far_too_long_is_cut(log: logging.Logger, listener: socket.socke
     assert len(entry(listener.recv(10**6))["MESSAGE"]) == 16 * 1024
 
 
+def test_a_journal_that_hangs_is_not_waited_for_long(
+    log: logging.Logger, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may lie on a LUN that is just being recovered, by us."""
+    monkeypatch.setattr(journal, "PATIENCE_S", 0.05)
+    for number in range(30):
+        log.info("x" * 10000)
+        log.info("number %d", number)
+    assert entry(listener.recv(65536))["MESSAGE"].startswith("x")
+
+
 def test_an_event_has_its_id_and_its_facts(listener: socket.socket, tmp_path: Path) -> None:
     handler = JournalHandler("blkrecov", listener.getsockname())
     events = logging.getLogger(journal.EVENTS)
