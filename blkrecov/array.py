@@ -879,9 +879,9 @@ class Array(Restoring):
         for drive in self.document.drives:
             earlier = known.get(drive.uuid, drive)
             if earlier.online and not drive.online:
-                self._tell(
-                    "drive_failed", f"drive {drive.name} is {drive.status.value}: {drive.reason}", drive=drive.name
-                )
+                message = f"drive {drive.name} is {drive.status.value}: {drive.reason}"
+                remedy = f"mend it and bring it back with: blkrecov drive reconnect {drive.name}"
+                self._tell("drive_failed", message, drive=drive.name, remedy=remedy)
             if drive.online and earlier.status in (DriveStatus.FAILED, DriveStatus.REMOVED, DriveStatus.OFFLINE):
                 self._tell("drive_returned", f"drive {drive.name} is back", drive=drive.name)
             if drive.fault is not None and earlier.fault is None:
@@ -975,7 +975,7 @@ class Array(Restoring):
         if self._impossible.get(lun.uuid) != error.message:
             self._impossible[lun.uuid] = error.message
             message = f"LUN {lun.name} cannot be recovered: {error.message}"
-            self._tell("recovery_impossible", message, lun=lun.name, remedy=error.remedy)
+            self._tell("recovery_impossible", message, lun=lun.name, code=error.code.name, remedy=error.remedy)
 
     def _scrub_by_itself(self, now: int) -> None:
         """One LUN at a time: scrubs that share drives slow each other down, and nobody waits for them."""

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from blkrecov import journal
 from blkrecov.errors import BlkrecovError, DeviceInUse
 from blkrecov.settings import Settings, remembered
 
@@ -118,7 +119,8 @@ def generate(settings: Settings, directory: Path) -> None:
 
 def main() -> None:
     """start | stop | generator NORMAL EARLY LATE"""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.INFO)
+    journal.log_as("blkrecov", logging.INFO)
+    journal.show_events()
     try:
         settings = Settings.load()
         match sys.argv[1:]:

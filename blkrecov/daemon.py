@@ -29,15 +29,17 @@ from uuid import UUID
 from dbus_fast import BusType
 from dbus_fast.aio import MessageBus
 
-from blkrecov import rows, systemd
+from blkrecov import journal, rows, systemd
 from blkrecov.array import Array
 from blkrecov.bell import Bell
 from blkrecov.bus.service import BEGIN_S, Service
 from blkrecov.engine import create_array, list_arrays
 from blkrecov.errors import AccessDenied, BlkrecovError, ObjectDeleted, ObjectNotFound, ProviderFailure
-from blkrecov.settings import Settings, remembered
+from blkrecov.events import EventLog
+from blkrecov.settings import Address, Settings, metrics_place, remembered
 from blkrecov.state import ArrayState
 from blkrecov.views import Json
+from blkrecov.watch import Watch
 from blkrecov.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -53,13 +55,15 @@ GOING_S: Final = 5.0
 class Daemon:
     """Made and run in an event loop."""
 
-    def __init__(self, settings: Settings, bus: MessageBus) -> None:
+    def __init__(self, settings: Settings, bus: MessageBus, metrics: Address | Path | None = None) -> None:
         self._settings = settings
+        self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._workers: dict[UUID, Worker] = {}
         self._first: dict[UUID, asyncio.Event] = {}
         self._states: dict[UUID, ArrayState] = {}
         self._status = ""
+        self._server: asyncio.Server | None = None
         self._service = Service(bus, self)
         self._service.export()
 
@@ -116,6 +120,21 @@ class Daemon:
         self._first[state.uuid].set()
         self._tell_status()
 
+    def _follow_events(self) -> None:
+        """In a thread of its own, for as long as the process lives: so the bus is told whoever makes them, daemon or command.
+
+        What happens before an array is on the bus nobody is told of; its objects say what it is like then.
+        """
+        log_ = EventLog(self._settings.state)
+        try:
+            with Watch(log_.path) as watch:
+                for event in log_.follow(pause=lambda _: watch.wait()):
+                    self._loop.call_soon_threadsafe(self._service.happened, event)
+        except (BlkrecovError, OSError) as error:
+            log.warning("the bus is told of no events any more: %s", error)
+        except RuntimeError:  # The loop has ended.
+            return
+
     def _tell_status(self) -> None:
         status = _status(list(self._states.values()))
         stuck = [worker for worker in self._workers.values() if worker.busy_s > BEGIN_S]
@@ -131,10 +150,12 @@ class Daemon:
         self._settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         with Bell(self._settings.bell) as bell:
             self._loop.add_reader(bell.fileno(), self._rung, bell)
+            threading.Thread(target=self._follow_events, name="events", daemon=True).start()
             try:
                 self._rung(bell)
                 if not await self._ready(ended):
                     return
+                await self._serve_metrics()
                 # Whoever finds the name finds the objects too.
                 await self._service.publish()
                 systemd.notify(READY="1")
@@ -143,7 +164,22 @@ class Daemon:
                 systemd.notify(STOPPING="1")
             finally:
                 self._loop.remove_reader(bell.fileno())
+                if self._server is not None:
+                    self._server.close()
                 await self._let_go()
+
+    async def _serve_metrics(self) -> None:
+        """What cannot be served is no reason to leave arrays alone."""
+        if self._metrics is None:
+            return
+        # Much is imported by that, and takes memory that is not needed otherwise.
+        from blkrecov import metrics_server
+        from blkrecov.scrape import Scrapes
+
+        try:
+            self._server = await metrics_server.serve(self._metrics, Scrapes(self._workers).text)
+        except OSError as error:
+            log.error("metrics cannot be served at %s: %s", self._metrics, error)
 
     def _rung(self, bell: Bell) -> None:
         """Look after what this machine has had before. Others' arrays are opened for those who ask for them by name."""
@@ -214,7 +250,7 @@ def _status(states: list[ArrayState]) -> str:
     return f"{words}; not healthy: {', '.join(sick)}" if sick else words
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, metrics: Address | Path | None = None) -> None:
     """Until SIGTERM or SIGINT. Raises: DeviceInUse where it runs already; ProviderFailure without a bus, or when it has gone."""
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -223,7 +259,7 @@ async def serve(settings: Settings) -> None:
         bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
     except OSError as error:
         raise ProviderFailure(f"there is no system bus: {error}", remedy="start dbus.service") from error
-    running = asyncio.create_task(Daemon(settings, bus).run(ended))
+    running = asyncio.create_task(Daemon(settings, bus, metrics).run(ended))
     left: asyncio.Task[None] = asyncio.create_task(bus.wait_for_disconnect())  # type: ignore[no-untyped-call]
     await asyncio.wait({running, left}, return_when=asyncio.FIRST_COMPLETED)
     if running.done():
@@ -243,11 +279,12 @@ def main() -> None:
     )
     parser.add_argument("--version", action="version", version=f"blkrecovd {version('blkrecov')}")
     parser.parse_args()
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.INFO)
+    journal.log_as("blkrecovd", logging.INFO)
+    journal.show_events()
     try:
         if os.geteuid() != 0:
             raise AccessDenied("device-mapper, loop devices and LIO are root's")
-        asyncio.run(serve(Settings.load()))
+        asyncio.run(serve(Settings.load(), metrics_place()))
     except BlkrecovError as error:
         log.error("blkrecovd: %s (%s): %s", error.code.name, error.code.hresult_text, error.message)
         log.error("  what to do: %s", error.remedy)

@@ -560,7 +560,7 @@ class Engine:
 
     def carry_out(self, proposal: Proposal) -> None:
         """Make a proposal true, or leave everything as it was."""
-        log.info("%s", proposal.why)
+        log.debug("%s", proposal.why)
         before = self.document
         with ExitStack() as undo:
             self._act_on(proposal.prepare, undo)

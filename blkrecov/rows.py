@@ -5,10 +5,12 @@ Whatever shows something of an array begins here, so that it is the same whoever
 
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import msgspec
 
-from blkrecov import tasks, views
+from blkrecov import tasks as tasks_
+from blkrecov import views
 from blkrecov.array import Array
 from blkrecov.catalog import Discovered
 from blkrecov.model import Drive, Lun, Task, TaskState
@@ -16,7 +18,6 @@ from blkrecov.overview import Overview, Work, report
 from blkrecov.running import Progress
 from blkrecov.settings import Settings, is_stopped
 from blkrecov.state import ArrayState
-from blkrecov.units import Bytes
 from blkrecov.views import Json
 
 
@@ -44,19 +45,17 @@ def lun(array: Array, lun: Lun) -> Json:
     return {**array.lun_json(lun), "trouble": trouble.message if trouble else ""}
 
 
-def task(array: Array, task: Task, *, running: bool = True, least: int = 0) -> Json:
-    """A task as far as it is now, and at least at this percentage."""
-    if running and task.state is TaskState.IN_PROGRESS:
-        return progress(array.progress(task.id), least)
-    return progress(Progress(task, None, 0.0, Bytes(0), Bytes(0)), least)
+def task(array: Array, task: Task) -> Json:
+    """A task as far as it is now."""
+    return under_way(array.progress(task.id))
 
 
-def progress(progress: Progress, least: int = 0) -> Json:
-    """A task with its phase, and how much of that is done."""
+def under_way(progress: Progress | Work, least: int = 0) -> Json:
+    """A task with its phase, and how much of that is done; at least at this percentage."""
     task = progress.task
     if task.state is TaskState.IN_PROGRESS:
         task = msgspec.structs.replace(task, percent=max(task.percent, least))
-    phase = None if task.state.ended else progress.phase or tasks.phase(task)
+    phase = None if task.state.ended else progress.phase or tasks_.phase(task)
     return {
         **views.task_view(task),
         "phase": phase.value if phase else "",
@@ -67,27 +66,38 @@ def progress(progress: Progress, least: int = 0) -> Json:
     }
 
 
-def overview(array: Array) -> Overview:
-    """As the array was observed last."""
-    progress = (array.progress(task.id) for task in array.document.tasks if not task.state.ended)
-    work = tuple(Work(task=item.task, phase=item.phase, done=item.done, total=item.total) for item in progress)
+def tasks(seen: Overview, least: Mapping[int, int]) -> tuple[Json, ...]:
+    """All tasks. `least` has percentages that were told already."""
+    work = {each.task.id: each for each in seen.work}
+    return tuple(under_way(work.get(task.id, Work(task=task)), least.get(task.id, 0)) for task in seen.document.tasks)
+
+
+def overview(array: Array, *, running: bool = True) -> Overview:
+    """As the array was observed last. Of one that is stopped the kernel is not asked how far tasks are."""
+    live = [task for task in array.document.tasks if running and not task.state.ended]
+    progress = [array.progress(task.id) for task in live]
     return Overview(
         document=array.document,
         observed=array.observed,
-        work=work,
+        work=tuple(Work(task=item.task, phase=item.phase, done=item.done, total=item.total) for item in progress),
         trouble=dict(array.trouble),
         at_s=time.monotonic(),
     )
 
 
 def state(
-    array: Array, *, running: bool = True, trouble: str = "", least: Mapping[int, int] | None = None
+    array: Array,
+    seen: Overview,
+    *,
+    running: bool = True,
+    trouble: str = "",
+    least: Mapping[int, int] = MappingProxyType({}),
 ) -> ArrayState:
-    """All of an array. `running` is false for one that is stopped; `least` has percentages of tasks that were told already."""
+    """All of an array, of which this was seen. `running` is false for one that is stopped."""
     document = array.document
     told: Json = {"summary": f"array {document.name} is stopped", "problems": []}
     if running:
-        told = report(overview(array))
+        told = report(seen)
     return ArrayState(
         **{**head(array), "uuid": document.array},
         running=running,
@@ -96,7 +106,7 @@ def state(
         problems=tuple(told["problems"]),
         drives=tuple(drive(array, item) for item in document.drives),
         luns=tuple(lun(array, item) for item in document.luns),
-        tasks=tuple(task(array, item, running=running, least=(least or {}).get(item.id, 0)) for item in document.tasks),
+        tasks=tasks(seen, least),
     )
 
 

@@ -116,12 +116,14 @@ class Running(Engine):
         task: Task | None = None,
         lun: str | None = None,
         drive: str | None = None,
+        code: str | None = None,
         remedy: str = "",
     ) -> None:
         """Tell an event. Of a task `what` is how it fares, and its kind is the rest of the event's name."""
         if task is not None:
             lun = next((item.name for item in self.document.luns if item.uuid == task.lun), lun)
             what = f"{_NOUNS[task.kind]}_{what}"
+            code = task.code if task.state.ended else code
         self.events.tell(
             EventKind(what),
             message,
@@ -130,5 +132,6 @@ class Running(Engine):
             drive=drive,
             task=task.id if task else None,
             percent=task.percent if task else None,
+            code=code,
             remedy=remedy,
         )

@@ -225,6 +225,7 @@ class RestoreSession:
                     EventKind.RESYNC_VETOED,
                     f"a resync was refused: {answer.message}",
                     array=self._array.document.name,
+                    code=answer.code.name,
                     remedy=answer.remedy,
                 )
             if answer is error:

@@ -5,6 +5,7 @@ changed in the document meanwhile is Array.reload()'s business.
 """
 
 import dataclasses
+import time
 from pathlib import Path
 from uuid import UUID
 
@@ -19,15 +20,20 @@ from blkrecov.overview import Overview
 def survey(array: Array, control: Control) -> Overview:
     """What there is to see of an array now."""
     observed = dataclasses.replace(array.observed, devices=observer.devices(control, array.document))
-    roles = [(drive.uuid, "drive") for drive in array.document.drives] + [
-        (lun.uuid, "lun") for lun in array.document.luns
+    return counted(dataclasses.replace(rows.overview(array), observed=observed))
+
+
+def counted(overview: Overview) -> Overview:
+    """With what the kernel has counted until now. Reads sysfs and nothing else, so it waits for nobody."""
+    roles = [(drive.uuid, "drive") for drive in overview.document.drives] + [
+        (lun.uuid, "lun") for lun in overview.document.luns
     ]
-    devices = {uuid: observed.devices.get(names.dm_uuid(uuid, role)) for uuid, role in roles}
+    devices = {uuid: overview.observed.devices.get(names.dm_uuid(uuid, role)) for uuid, role in roles}
     return dataclasses.replace(
-        rows.overview(array),
-        observed=observed,
+        overview,
+        at_s=time.monotonic(),
         traffic={uuid: counters.count(live.number) for uuid, live in devices.items() if live is not None},
-        errors=_errors(observed),
+        errors=_errors(overview.observed),
     )
 
 

@@ -25,6 +25,7 @@ from blkrecov.dm.events import EventWatcher
 from blkrecov.drives.watch import DriveWatcher
 from blkrecov.errors import BlkrecovError, Code
 from blkrecov.monitor import AGAIN_S, Monitor
+from blkrecov.overview import Overview
 from blkrecov.settings import Settings, is_stopped
 from blkrecov.state import ArrayState
 
@@ -61,6 +62,8 @@ class Worker:
         self._wake = threading.Event()
         self._monitor: Monitor | None = None
         self._at = ("is being opened", time.monotonic())
+        self.overview: Overview | None = None
+        """The array as it was last seen; without counters, which anybody may read."""
         self._state = ArrayState(uuid=uuid, name=name)
         # One that is stuck in the kernel must not keep the process.
         self._thread: Final = threading.Thread(target=self._run, name=f"array {name}", daemon=True)
@@ -83,6 +86,11 @@ class Worker:
     def wake(self) -> None:
         """Look again whether there is something to do."""
         self._wake.set()
+
+    @property
+    def trouble(self) -> str:
+        """Why the array cannot be opened or looked after; empty if it can."""
+        return self._state.trouble
 
     @property
     def alive(self) -> bool:
@@ -212,16 +220,22 @@ class _Attendant(Monitor):
             self._down = False
 
     def _ticked(self) -> None:
-        state, known = self._worker._state, self._array.document.tasks
-        tasks = tuple(rows.task(self._array, task, least=self._percents.get(task.id, 0)) for task in known)
-        self._tell_state(dataclasses.replace(state, tasks=tasks))
+        tasks = rows.tasks(self._see(), self._percents)
+        self._tell_state(dataclasses.replace(self._worker._state, tasks=tasks))
 
     def _tell(self) -> None:
         array = self._array
         self._down = array.down()
         if self._down:
             array.observe()
-        self._tell_state(rows.state(array, running=not self._down, trouble=self._trouble, least=self._percents))
+        self._tell_state(
+            rows.state(array, self._see(), running=not self._down, trouble=self._trouble, least=self._percents)
+        )
+
+    def _see(self) -> Overview:
+        """Look how far tasks are, and let others see the array as it is."""
+        self._worker.overview = rows.overview(self._array, running=not self._down)
+        return self._worker.overview
 
     def _tell_state(self, state: ArrayState) -> None:
         # Who looks again after a restart may see a little less at first.

@@ -263,6 +263,14 @@ INTERFACES: Final = {
                 ),
                 _PLAN,
             ),
+            signals=(
+                Signal(
+                    "Event",
+                    _arguments("kind:s message:s remedy:s time:d objects:ao"),
+                    "Something happened, whoever has done it: a line of blkrecov events. The remedy is empty where nothing is to "
+                    "be done; time is in seconds since 1970; objects are what it is about, of those that are there.",
+                ),
+            ),
         ),
         Interface(
             DRIVE,

@@ -121,6 +121,17 @@ def array_objects(state: ArrayState) -> Objects:
     return found
 
 
+def concerned(known: Objects, lun: str | None, drive: str | None, task: int | None) -> list[str]:
+    """The paths of what an event names, as far as these are known objects."""
+    names = {LUN: ("Name", lun), DRIVE: ("Name", drive), TASK: ("Id", task)}
+    return [
+        path
+        for wanted, (key, value) in names.items()
+        for path, interfaces in known.items()
+        if value is not None and wanted in interfaces and interfaces[wanted][key] == value
+    ]
+
+
 def _drive(row: Json, array: UUID, luns: Mapping[str, str]) -> Properties:
     fault = row["fault"] or {"kind": "", "value": 0}
     names = dict.fromkeys(region["lun"] for region in row["regions"] if region["lun"])

@@ -25,7 +25,7 @@ from dbus_fast.aio import MessageBus
 
 from blkrecov.array import Array
 from blkrecov.bus import interfaces
-from blkrecov.bus.interfaces import INTERFACES, MANAGED, MANAGER, SESSION, STANDARD, TASK, Interface, Method
+from blkrecov.bus.interfaces import ARRAY, INTERFACES, MANAGED, MANAGER, SESSION, STANDARD, TASK, Interface, Method
 from blkrecov.bus.objects import (
     ROOT,
     Added,
@@ -38,12 +38,14 @@ from blkrecov.bus.objects import (
     array_path,
     changes,
     children,
+    concerned,
     plain,
     session_object,
     session_path,
     task_path,
 )
 from blkrecov.errors import AccessDenied, BlkrecovError, Code, DeviceInUse, InvalidArgument, ObjectDeleted, TimedOut
+from blkrecov.events import Event
 from blkrecov.methods import HANDLERS, Options, Result, plan_resync, restore, resync
 from blkrecov.session import RestoreSession
 from blkrecov.state import ENDED, ArrayState
@@ -162,6 +164,14 @@ class Service:
         for path, known in after.items():
             if TASK in known and path in before and _ended(known) and not _ended(before[path]):
                 self._signal(path, TASK, "Completed", "ssuss", _outcome(known))
+
+    def happened(self, event: Event) -> None:
+        """Tell an event, of an array that there is."""
+        for uuid, name in self._names.items():
+            if name == event.array:
+                objects = concerned(self._known[uuid], event.lun, event.drive, event.task)
+                body = [event.kind.value, event.message, event.remedy, event.time, objects]
+                self._signal(array_path(uuid), ARRAY, "Event", "sssdao", body)
 
     def _tell(self, before: Objects, after: Objects) -> None:
         for change in changes(before, after):

@@ -135,7 +135,7 @@ class Local:
         return [rows.task(self._array, task) for task in self._array.document.tasks]
 
     def state(self) -> ArrayState:
-        return rows.state(self._array)
+        return rows.state(self._array, rows.overview(self._array))
 
     def path(self, named: Named) -> str:
         (path,) = HANDLERS[ARRAY, "Find"](self._array, "", (named.kind, named.name), {}).act()
@@ -161,7 +161,7 @@ class Local:
     def follow(self, number: int, on_progress: OnProgress | None, timeout_s: float | None) -> Json:
         def told(progress: Progress) -> None:
             if on_progress is not None:
-                on_progress(rows.progress(progress))
+                on_progress(rows.under_way(progress))
 
         task = self._array.wait(number, on_progress=told if on_progress else None, timeout_s=timeout_s)
         return rows.task(self._array, task)

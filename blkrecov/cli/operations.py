@@ -1,12 +1,12 @@
 """The operations: recover, scrub, resync, and what keeps an array as it should be."""
 
-import logging
 import signal
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 import click
 
+from blkrecov import journal
 from blkrecov.bus.interfaces import ARRAY, LUN
 from blkrecov.cli import complete, drive, lun
 from blkrecov.cli.access import Named, array_view, request
@@ -127,7 +127,7 @@ def monitor() -> None:
     """
     from blkrecov.monitor import Monitor
 
-    logging.getLogger("blkrecov.events").setLevel(logging.INFO)
+    journal.show_events()
     with opened() as array:
         watching = Monitor(array)
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -158,6 +158,37 @@ def test_a_daemon_sleeps_feeds_the_watchdog_and_leaves_luns_as_they_are(lab: Lab
             daemon.told("WATCHDOG=1")
 
 
+@pytest.mark.parametrize("seconds", [10, pytest.param(60, marks=pytest.mark.long)])
+def test_a_daemon_with_many_luns_sleeps(lab: Lab, client: Client, seconds: int) -> None:
+    """None of its threads wakes but the loop's, for the watchdog; next to no processor time passes; and it stays small."""
+    watchdog_s = 8
+    with running(lab, WATCHDOG_USEC=f"{watchdog_s}000000") as daemon:
+        array, _vol = made(client, lab, drives=4)
+        for number in range(19):
+            options = {
+                "drives": Variant("as", ["d2", "d3"] if number % 2 else ["d0", "d1"]),
+                "export": Variant("b", seconds > 10),  # It takes half a second each.
+            }
+            client.call(array, ARRAY, "CreateLun", "ssta{sv}", f"l{number}", "raid1", MIB, options)
+        client.until("health", lambda: client.get(array, ARRAY, "Healthy"))
+        run("udevadm", "settle")
+        time.sleep(2)
+        before, ticks = daemon.threads(), daemon.ticks()
+        time.sleep(seconds)
+        after, used = daemon.threads(), daemon.ticks() - ticks
+        memory = daemon.memory()
+    woken = {thread: after[thread] - before[thread] for thread in after}
+    loop = woken.pop(daemon.process.pid)
+    print(
+        f"daemon: 20 LUNs, idle for {seconds} s: the loop woke {loop} times, other threads {sorted(woken.values())}, "
+        f"{10 * used} ms of processor time; {memory} KiB"
+    )
+    assert loop <= seconds // (watchdog_s / 2) + 1
+    # A tick is counted to whoever runs when it comes, so one that only wakes is given some.
+    assert (len(woken) >= 2, set(woken.values()), used <= loop + 1) == (True, {0}, True)
+    assert memory["Pss"] < 80 * 1024
+
+
 def test_what_was_stopped_stays_so(lab: Lab, client: Client) -> None:
     """Over restarts of the daemon and looks at the status; until somebody asks for the array."""
     with running(lab):

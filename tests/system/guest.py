@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -142,19 +143,41 @@ def first(package: str) -> Json:
     report["drive"] = {"uuid": drive["uuid"], "properties": properties(loop), "watched": watched(loop)}
     report["disk_watched"] = watched(disk)
 
-    run("systemctl", "start", "blkrecovd.service")
+    # Each place is asked for within the service's sandbox.
+    configuration = Path("/etc/blkrecov/blkrecov.toml")
+    configuration.parent.mkdir(exist_ok=True)
+    report["metrics"] = []
+    for family, place, address in (
+        (socket.AF_UNIX, "/run/blkrecov/metrics.sock", "/run/blkrecov/metrics.sock"),
+        (socket.AF_INET, "127.0.0.1:9835", ("127.0.0.1", 9835)),
+    ):
+        configuration.write_text(f'metrics = "{place}"\n')
+        run("systemctl", "restart", "blkrecovd.service")
+        report["metrics"].append(scraped(family, address))
     main = unit("blkrecovd.service", "MainPID")
     report["mounts"] = Path(f"/proc/{main}/ns/mnt").readlink() == Path("/proc/1/ns/mnt").readlink()
     report["security"] = run("systemd-analyze", "security", "blkrecovd.service").strip().splitlines()[-1]
     with follow() as events:
         blkrecov("drive", "fail", "d1")
         report["recovered"] = next(event for event in events if event["kind"].startswith("recovery_") and done(event))
+    told = run("journalctl", "--output=json", "BLKRECOV_DRIVE=d1", "BLKRECOV_KIND=drive_failed")
+    report["told"] = [json.loads(line) for line in told.splitlines()]
+    report["explained"] = run("journalctl", "--catalog", "BLKRECOV_DRIVE=d1", "BLKRECOV_KIND=drive_failed")
+    report["as_text"] = run("journalctl", "--boot", "--unit=blkrecovd.service", "_TRANSPORT=stdout", "--output=cat")
     report["status"] = [member["drive"] for member in asked("lun", "show", "da-ta")["members"]]
     blkrecov("snapshot", "create", "later", "tuesday")
     run("umount", NETWORKED)
     blkrecov("resync", "tuesday:later")
     report["complaints"] = complaints()
     return report
+
+
+def scraped(family: int, address: str | tuple[str, int]) -> str:
+    with socket.socket(family) as asking:
+        asking.settimeout(DEADLINE_S)
+        asking.connect(address)
+        asking.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        return asking.makefile("rb").read().decode()
 
 
 @contextmanager
@@ -178,12 +201,11 @@ def done(event: Json) -> bool:
 
 def complaints() -> list[str]:
     """What systemd and udev found wrong with what the package brought."""
-    log = run("journalctl", "--boot", "--no-pager", "--output=cat")
+    log = [json.loads(line) for line in run("journalctl", "--boot", "--output=json").splitlines()]
+    told = [str(entry.get("MESSAGE", "")) for entry in log if "BLKRECOV_KIND" not in entry]
     words = ("blkrecov", "61-blkrecov", "org.blkrecov1")
     wrong = ("ordering cycle", "Unknown key", "invalid", "Failed to", "failed", "denied")
-    return [
-        line for line in log.splitlines() if any(word in line for word in words) and any(bad in line for bad in wrong)
-    ]
+    return [line for line in told if any(word in line for word in words) and any(bad in line for bad in wrong)]
 
 
 def second(package: str) -> Json:

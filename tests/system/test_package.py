@@ -93,6 +93,20 @@ def test_the_service_recovers_within_its_sandbox(first: Json) -> None:
     assert first["status"] == ["d0", "d3"]
 
 
+def test_metrics_are_served_within_the_sandbox(first: Json) -> None:
+    """On a socket, and on the machine's own address."""
+    for text in first["metrics"]:
+        assert 'blkrecov_array_up{array="la-b"} 1.0' in text.splitlines()
+
+
+def test_the_journal_has_what_happened_and_explains_it(first: Json) -> None:
+    """Once, with its facts; what it means is in the journal's catalog since the package was installed. Nothing is plain text."""
+    (entry,) = first["told"]
+    assert (entry["BLKRECOV_ARRAY"], entry["SYSLOG_IDENTIFIER"], entry["PRIORITY"]) == ("la-b", "blkrecov", "4")
+    assert "Drive d1 of array la-b has failed or is away" in first["explained"]
+    assert first["as_text"] == ""
+
+
 def test_the_service_has_no_mounts_of_its_own(first: Json) -> None:
     """A drive's file that was opened through a mount that is gone has lost its directory: its path would be /d0.img."""
     assert first["mounts"]

@@ -55,6 +55,7 @@ PLACES = {
             "methods",
             "boot",
             "worker",
+            "scrape",
         ),
         Layer.ENGINE,
     ),

@@ -26,6 +26,7 @@ from blkrecov.bus.objects import (
     array_path,
     changes,
     children,
+    concerned,
     drive_path,
     lun_path,
     plain,
@@ -101,6 +102,17 @@ def test_every_property_has_the_type_that_is_declared() -> None:
                 message = Message.new_signal(path, name, "X", "v", [Variant(item.type, properties[item.name])])
                 message.serial = 1
                 assert message._marshall(False)
+
+
+def test_an_event_is_about_objects_that_are_there() -> None:
+    """A LUN that was deleted meanwhile is in its words only."""
+    document = furnished()
+    objects = array_objects(state(document))
+    vol = lun_path(document.array, document.lun("vol").uuid)
+    d0 = drive_path(document.array, document.drive("d0").uuid)
+    assert concerned(objects, "vol", "d0", 1) == [vol, d0, task_path(document.array, 1)]
+    assert concerned(objects, "gone", None, 9) == []
+    assert concerned(objects, None, None, None) == []
 
 
 def test_objects_refer_to_each_other_by_path() -> None:
