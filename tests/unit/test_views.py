@@ -55,7 +55,7 @@ LUN = {
     *("members", "shadow_copy_of", "mounts", "task"),
 }
 MEMBER = {"index", "drive", "state"}
-TASK = {"id", "kind", "objects", "state", "paused", "percent", "hresult", "code", "message", "remedy", "bytes"}
+TASK = {"id", "kind", "objects", "state", "paused", "percent", "hresult", "code", "message", "remedy", "why", "bytes"}
 
 
 def mirror() -> tuple[Document, Lun]:
@@ -742,6 +742,7 @@ def test_a_task_s_values() -> None:
         "code": "VDS_E_OBJECT_STATUS_FAILED",
         "message": "LUN 'v' lost too many members",
         "remedy": "bring them back",
+        "why": "",
         "bytes": {"kernel": 1048576, "process": 8192},
     }
 
