@@ -40,7 +40,7 @@ from blkrecov.dm.events import EventWatcher
 from blkrecov.dm.speed import SpeedLimits
 from blkrecov.dm.status import LegHealth, RaidStatus, SnapshotUsage, SyncAction
 from blkrecov.drives.scan import Found
-from blkrecov.engine import Lock, failed_on, fresh_ids
+from blkrecov.engine import failed_on, fresh_ids
 from blkrecov.errors import (
     AnotherCallInProgress,
     BlkrecovError,
@@ -55,6 +55,7 @@ from blkrecov.errors import (
     resources,
 )
 from blkrecov.governor import MD_MINIMUM, Governor
+from blkrecov.locks import Lock
 from blkrecov.model import (
     Document,
     Drive,

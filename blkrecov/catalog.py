@@ -12,6 +12,7 @@ import dataclasses
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from uuid import UUID, uuid4
 import msgspec
 
 from blkrecov import model
+from blkrecov.dm import names
 from blkrecov.drives import label as format_
 from blkrecov.drives.scan import Found, scan
 from blkrecov.drives.store import DriveStore, IoCounter
@@ -35,6 +37,7 @@ from blkrecov.model import Document, DriveStatus
 from blkrecov.settings import Remembered, Settings, published, remembered, sequence_file
 
 CARRIERS: Final = 5
+_BLOCK: Final = Path("/sys/block")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,27 +66,52 @@ class Discovered:
         return DriveStatus.OFFLINE if drive in self.doubles else DriveStatus.FAILED
 
 
-def discover(settings: Settings, counter: IoCounter) -> tuple[Discovered, ...]:
-    """Every array of this machine, by name. Looks at more and more places while known arrays have drives missing."""
+def discover(
+    settings: Settings, counter: IoCounter, *, passing: frozenset[str] = frozenset()
+) -> tuple[Discovered, ...]:
+    """Every array of this machine, by name. Looks at more and more places while known arrays have drives missing.
+
+    Of the arrays `passing`, which this machine knows, the names are all that is to be told: those of their drives that serve are
+    not looked at, since others may wait for them in vain.
+    """
     known = remembered(settings)
+    # Before their documents are read: another process may write a version meanwhile.
+    newest = {uuid: sequence for uuid in _published_by(settings) if (sequence := published(settings, uuid)) is not None}
     for deep in (False, True):
-        hints = [path for array in known for path in array.paths]
-        found = _discover(settings, counter, known, hints, deep=deep)
+        hints = [path for array in known if array.name not in passing for path in array.paths]
+        found = _discover(settings, counter, known, hints, passing, deep=deep)
         # Drives that the documents name in other places than the state directory does.
         more = [drive.path for array in found if array.document for drive in array.document.drives]
         if set(more) - set(hints):
-            found = _discover(settings, counter, known, [*hints, *more], deep=deep)
-        found = tuple(_unless_stale(settings, array) for array in found)
-        if found and all(_complete(array) for array in found):
+            found = _discover(settings, counter, known, [*hints, *more], passing, deep=deep)
+        found = tuple(_unless_stale(settings, array, newest.get(array.uuid)) for array in found)
+        if found and all(_complete(array) for array in found if array.name not in passing):
             break
     return found
 
 
-def _unless_stale(settings: Settings, array: Discovered) -> Discovered:
+def _published_by(settings: Settings) -> list[UUID]:
+    """The arrays of which this machine knows the newest version."""
+    return [UUID(file.stem) for file in settings.state.glob("*.sequence")]
+
+
+def _serving(arrays: frozenset[str]) -> frozenset[int]:
+    """The device numbers of the drives that serve these arrays, by the names of their ports. Asks sysfs, and no drive."""
+    found = set()
+    for file in _BLOCK.glob("dm-*/dm/name") if arrays else ():
+        with suppress(OSError):
+            parts = names.split_dm_name(file.read_text().strip())
+            if parts is not None and parts[0] in arrays and parts[1:2] == ("drive",):
+                for number in file.parents[1].glob("slaves/*/dev"):
+                    major, _, minor = number.read_text().strip().partition(":")
+                    found.add(os.makedev(int(major), int(minor)))
+    return frozenset(found)
+
+
+def _unless_stale(settings: Settings, array: Discovered, newest: int | None) -> Discovered:
     """With trouble, if this machine knows of a newer configuration than was found: a drive that failed has an old one, in which
     it is well, and LUNs brought up by that would show what was overwritten since.
     """
-    newest = published(settings, array.uuid)
     document = array.document
     if document is None or not document.drives or newest is None or newest <= document.sequence:
         return array
@@ -104,9 +132,15 @@ def _complete(array: Discovered) -> bool:
 
 
 def _discover(
-    settings: Settings, counter: IoCounter, known: Iterable[Remembered], hints: list[str], *, deep: bool
+    settings: Settings,
+    counter: IoCounter,
+    known: Iterable[Remembered],
+    hints: list[str],
+    passing: frozenset[str],
+    *,
+    deep: bool,
 ) -> tuple[Discovered, ...]:
-    result = scan(list(dict.fromkeys(hints)), settings.directories, counter, deep=deep)
+    result = scan(list(dict.fromkeys(hints)), settings.directories, counter, deep=deep, passing=_serving(passing))
     by_array: defaultdict[UUID, list[Found]] = defaultdict(list)
     for found in result.found:
         by_array[found.label.array_uuid].append(found)
@@ -211,8 +245,8 @@ def _without_partitions(items: list[Found]) -> list[Found]:
     """
     if len(items) == 1:
         return items
-    names = {Path(item.path).name for item in items}
-    return [item for item in items if Path("/sys/class/block", Path(item.path).name).resolve().parent.name not in names]
+    disks = {Path(item.path).name for item in items}
+    return [item for item in items if Path("/sys/class/block", Path(item.path).name).resolve().parent.name not in disks]
 
 
 def _split(newest: Document, conflict: list[UUID], drives: Mapping[UUID, Found]) -> BlkrecovError:

@@ -5,16 +5,15 @@ the document is written to the drives; the kernel is made to agree (blkrecov.con
 before it are taken back and the old document is written again. When the process dies instead, the next one to open the
 array converges, and finds just the steps that are missing.
 
-An array is opened under a lock that one process of the machine holds at a time. It is let go while a task is waited for,
-since the kernel works by itself; whoever takes it again looks first whether another process was there (`reload`).
+An array is opened under its lock (blkrecov.locks), which is let go while a task is waited for, since the kernel works by
+itself; whoever takes it again looks first whether another process was there (`reload`).
 """
 
 import dataclasses
-import fcntl
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
@@ -22,7 +21,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from blkrecov import catalog, faults, flapping, observer, provision, reconnect, shadows, stack, views
+from blkrecov import catalog, faults, flapping, locks, observer, provision, reconnect, shadows, stack, views
 from blkrecov.actor import Actor
 from blkrecov.bell import ring
 from blkrecov.catalog import Discovered
@@ -56,20 +55,20 @@ from blkrecov.errors import (
 from blkrecov.freeze import Freezer
 from blkrecov.geometry import Request
 from blkrecov.holders import claimed, holders
+from blkrecov.locks import Lock, being_made, naming
 from blkrecov.model import Document, Drive, DriveStatus, Fault, Lun, Task
 from blkrecov.observed import Observed
 from blkrecov.page83 import identity, sysfs, udev
 from blkrecov.page83.export import Exporter
 from blkrecov.page83.identity import Witness, naa_of_serial, serial_of
 from blkrecov.proposal import Proposal
-from blkrecov.settings import Remembered, Settings, publish, published, remember
+from blkrecov.settings import Remembered, Settings, publish, published, remember, remembered
 from blkrecov.stack import node
 from blkrecov.steps import DetachLoop, ReplaceTable, Step, Store
 from blkrecov.units import Bytes, sectors
 
 log = logging.getLogger(__name__)
 
-LOCK_PATIENCE_S: Final = 60.0
 UDEV_PATIENCE_S: Final = 5.0
 Ids = Iterator[UUID]
 
@@ -79,61 +78,17 @@ def fresh_ids() -> Ids:
         yield uuid4()
 
 
-class Lock:
-    """One process of the machine works on arrays at a time. Let go by the kernel when the process dies."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._path = settings.state / "lock"
-        self._descriptor = -1
-
-    def take(self, patience_s: float = LOCK_PATIENCE_S) -> None:
-        """Raises: DeviceInUse naming the process that has it, when it does not let go in time."""
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        deadline = time.monotonic() + patience_s
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-                    os.close(descriptor)
-                    raise DeviceInUse(
-                        f"process {holder} is working on the arrays of this machine, for {patience_s:g} s by now",
-                        remedy="wait until it has ended",
-                    ) from None
-            time.sleep(0.02)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        self._descriptor = descriptor
-
-    def release(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
-@contextmanager
-def locked(settings: Settings) -> Iterator[Lock]:
-    if os.geteuid() != 0:
-        raise AccessDenied("device-mapper, loop devices and LIO are root's")
-    lock = Lock(settings)
-    lock.take()
-    try:
-        yield lock
-    finally:
-        lock.release()
-
-
 def create_array(settings: Settings, name: str) -> Remembered:
     """A new array without drives. It is written onto the first drive that is added.
 
     Raises: InvalidArgument, ObjectExists.
     """
     check_name(NameKind.ARRAY, name)
-    with locked(settings):
-        if any(array.name == name for array in catalog.discover(settings, IoCounter())):
+    _refuse_others()
+    known = frozenset(array.name for array in remembered(settings))
+    taken = known | {array.name for array in catalog.discover(settings, IoCounter(), passing=known)}
+    with naming(settings):
+        if name in taken or any(array.name == name for array in remembered(settings)):
             raise ObjectExists(f"there is an array {name!r} already")
         array = Remembered(uuid4(), name)
         remember(settings, array)
@@ -141,8 +96,47 @@ def create_array(settings: Settings, name: str) -> Remembered:
 
 
 def list_arrays(settings: Settings) -> tuple[Discovered, ...]:
-    with locked(settings):
-        return catalog.discover(settings, IoCounter())
+    _refuse_others()
+    return catalog.discover(settings, IoCounter())
+
+
+def _refuse_others() -> None:
+    if os.geteuid() != 0:
+        raise AccessDenied("device-mapper, loop devices and LIO are root's")
+
+
+@contextmanager
+def locked(settings: Settings, name: str | None = None, patience_s: float = locks.PATIENCE_S) -> Iterator[Lock]:
+    """The lock of an array (of the only one, if no name is given), held.
+
+    The state directory knows which one is meant, as a rule; else drives are looked at, and again when it is held.
+
+    Raises: AccessDenied, ObjectNotFound, InvalidArgument when several arrays could be meant, DeviceInUse.
+    """
+    _refuse_others()
+    likely = [array for array in remembered(settings) if name in (None, array.name, str(array.uuid))]
+    if len(likely) > 1:
+        raise _several(likely)
+    meant = likely[0] if likely else _choose(catalog.discover(settings, IoCounter()), name)
+    lock = Lock(settings, meant.uuid, meant.name)
+    lock.take(patience_s)
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def discovered(settings: Settings, lock: Lock, name: str | None = None) -> Discovered:
+    """The array whose lock is held, found on its drives. Those that serve other arrays are not looked at.
+
+    Raises: ObjectNotFound; InvalidArgument when `name`, or none, could mean another one as well.
+    """
+    return _choose(catalog.discover(settings, IoCounter(), passing=_others(settings, lock.array)), name)
+
+
+def _others(settings: Settings, array: UUID) -> frozenset[str]:
+    """The names of the other arrays that this machine has seen."""
+    return frozenset(known.name for known in remembered(settings) if known.uuid != array)
 
 
 class Engine:
@@ -174,16 +168,17 @@ class Engine:
 
     @classmethod
     @contextmanager
-    def opened(cls, settings: Settings, name: str | None = None) -> Iterator[Self]:
+    def opened(
+        cls, settings: Settings, name: str | None = None, *, patience_s: float = locks.PATIENCE_S
+    ) -> Iterator[Self]:
         """Find the array (the only one, if no name is given), bring up what of it is down, and hold it.
 
         Raises: AccessDenied, ObjectNotFound, InvalidArgument when several arrays could be meant, DeviceInUse,
                 MetadataCorrupt and InvalidDisk for configurations that cannot be told; OutOfResources.
         """
-        with locked(settings) as lock, ExitStack() as owned:
+        with locked(settings, name, patience_s) as lock, ExitStack() as owned:
             with resources(), loop.held():
-                found = _choose(catalog.discover(settings, IoCounter()), name)
-                array = cls(settings, found, lock, owned)
+                array = cls(settings, discovered(settings, lock, name), lock, owned)
                 array.assemble()
             try:
                 yield array
@@ -407,7 +402,7 @@ class Engine:
     def catch_up(self) -> None:
         """After the lock was let go: whatever another process has changed meanwhile. What the kernel has is not looked at."""
         if self.outdated():
-            self._adopt(_choose(catalog.discover(self._settings, self.counter), str(self.document.array)))
+            self._adopt(self._discovered())
 
     def outdated(self) -> bool:
         """Whether another process of this machine has written a version of the document since. Asks a file, and no drive."""
@@ -430,6 +425,12 @@ class Engine:
     def ring(self) -> None:
         """Wake the monitor, if there is one."""
         ring(self.bell)
+
+    def _discovered(self) -> Discovered:
+        """The array, found anew."""
+        uuid = self.document.array
+        every = catalog.discover(self._settings, self.counter, passing=_others(self._settings, uuid))
+        return _choose(every, str(uuid))
 
     def _superseded(self) -> bool:
         """Whether the drives carry another version of the document than ours. Reads slots of those that carry it, no more."""
@@ -455,7 +456,7 @@ class Engine:
         }
 
     @contextmanager
-    def unlocked(self, patience_s: float = LOCK_PATIENCE_S) -> Iterator[None]:
+    def unlocked(self, patience_s: float = locks.PATIENCE_S) -> Iterator[None]:
         """Let other processes work on the array meanwhile. What is known of it may be old afterwards: reload()."""
         self._lock.release()
         try:
@@ -496,7 +497,7 @@ class Engine:
         What is known of them is refresh()'s business.
         """
         before = {drive.name for drive in self.document.drives if drive.uuid in self._found.drives}
-        found = _choose(catalog.discover(self._settings, self.counter), str(self.document.array))
+        found = self._discovered()
         if found.document is None or found.trouble:
             raise found.trouble[0] if found.trouble else ObjectNotFound("the array is gone")
         after = {drive.name for drive in found.document.drives if drive.uuid in found.drives}
@@ -632,9 +633,16 @@ class Engine:
     ) -> tuple[Drive | None, tuple[str, ...]]:
         """Make a drive of a new file (with a size), an existing file, or a block device: (drive, what would be done).
 
-        Raises: what probe.refuse_if_unfit() does, ObjectExists, InvalidArgument for sizes, NotEnoughSpace.
+        Raises: what probe.refuse_if_unfit() does, ObjectExists, InvalidArgument for sizes, NotEnoughSpace; DeviceInUse while
+                another array is about to have it.
         """
         self.refuse_mistaken()
+        with being_made(self._settings, path):
+            return self._add_drive(path, size=size, name=name, spare=spare, force=force, dry=dry)
+
+    def _add_drive(
+        self, path: str, *, size: Bytes | None, name: str | None, spare: bool, force: bool, dry: bool
+    ) -> tuple[Drive | None, tuple[str, ...]]:
         name = name or _free_name(self.document)
         check_name(NameKind.DRIVE, name)
         if any(drive.name == name for drive in self.document.drives):
@@ -782,7 +790,7 @@ class Engine:
             if online is not None and drive.uuid in self._found.drives:
                 # Found as a file, perhaps, and attached since.
                 return dataclasses.replace(self._found.drives[drive.uuid], device=online)
-            self._found = _choose(catalog.discover(self._settings, self.counter), str(self.document.array))
+            self._found = self._discovered()
             found = self._found.drives.get(drive.uuid)
             if found is not None and drive.uuid not in self._found.reasons:
                 return found
@@ -1090,6 +1098,10 @@ def _choose(found: tuple[Discovered, ...], name: str | None) -> Discovered:
         if not chosen:
             raise ObjectNotFound("this machine has no array", remedy="make one with: blkrecov array create NAME")
     if len(chosen) > 1:
-        many = ", ".join(f"{array.name} ({array.uuid})" for array in chosen)
-        raise InvalidArgument(f"there are several arrays: {many}", remedy="say which with --array NAME")
+        raise _several(chosen)
     return chosen[0]
+
+
+def _several(arrays: Sequence[Remembered | Discovered]) -> InvalidArgument:
+    many = ", ".join(f"{array.name} ({array.uuid})" for array in arrays)
+    return InvalidArgument(f"there are several arrays: {many}", remedy="say which with --array NAME")

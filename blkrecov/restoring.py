@@ -21,7 +21,7 @@ from blkrecov.dm import cow, mirror_log, names
 from blkrecov.dm.status import SnapshotUsage
 from blkrecov.drives import holes, loop, raw
 from blkrecov.drives.store import DriveIoError
-from blkrecov.engine import Lock, fresh_ids
+from blkrecov.engine import fresh_ids
 from blkrecov.errors import (
     BlkrecovError,
     CannotRevertDiskId,
@@ -31,6 +31,7 @@ from blkrecov.errors import (
     RestoreCancelled,
     VolumeNotSupported,
 )
+from blkrecov.locks import Lock
 from blkrecov.model import Document, Drive, Lun, MemberState, Phase, Task, TaskState
 from blkrecov.page83 import lun_information, sysfs
 from blkrecov.page83.export import can_discard

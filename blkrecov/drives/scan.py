@@ -79,15 +79,22 @@ def scan(
     counter: IoCounter,
     *,
     deep: bool = False,
+    passing: frozenset[int] = frozenset(),
     max_files: int = MAX_FILES,
     places: Places | None = None,
 ) -> Scan:
-    """Find drives. A hint or a directory that is not there is told in `refused`; nothing of this stops the search.
+    """Find drives. A hint or a directory that is not there is told in `refused`; nothing of this stops the search. Block devices
+    with the numbers `passing` (st_rdev), and the files below them, are not looked at.
 
     Raises: AccessDenied when loop devices may not be looked at.
     """
     places = places or Places()
-    search = _Search(counter, max_files, {device.backing: device for device in _whole(loop.attached(places.sys_block))})
+    search = _Search(
+        counter,
+        max_files,
+        {device.backing: device for device in _whole(loop.attached(places.sys_block))},
+        passing=passing,
+    )
     for hint in hints:
         search.look(hint, asked_for=True)
     for directory in directories:
@@ -169,6 +176,7 @@ class _Search:
     counter: IoCounter
     files_left: int
     loops: dict[Inode, LoopDevice]
+    passing: frozenset[int] = frozenset()
     gave_up: bool = False
     seen: set[Inode] = field(default_factory=set)
     found: list[Found] = field(default_factory=list)
@@ -191,13 +199,13 @@ class _Search:
             device = self.loops.get(inode)
         if device is not None:
             self.look_at_loop(device)
-        elif inode not in self.seen:
+        elif inode not in self.seen and inode.number not in (self.passing if inode.device < 0 else ()):
             self.seen.add(inode)
             self._read(path, None, asked_for=asked_for)
 
     def look_at_loop(self, device: LoopDevice) -> None:
         """Look through a loop device: while there is one, the file is not to be read itself."""
-        if device.backing not in self.seen:
+        if device.backing not in self.seen and os.makedev(loop.MAJOR, device.number) not in self.passing:
             self.seen.add(device.backing)
             self._read(device.path if device.deleted else device.backing_file, device.path)
 
