@@ -33,7 +33,7 @@ from blkrecov import (
     turns,
 )
 from blkrecov.catalog import Discovered
-from blkrecov.condition import fills_up, state_of
+from blkrecov.condition import fills_up, state_of, suspended
 from blkrecov.converge import Group, converge, converge_ports, take_note
 from blkrecov.dm import counters, names
 from blkrecov.dm.events import EventWatcher
@@ -99,6 +99,7 @@ class Array(Restoring):
         self._impossible: dict[UUID, str] = {}
         self._scrub_tried: dict[UUID, float] = {}
         self._filling: set[UUID] = set()
+        self._held: set[UUID] = set()
         self._speed = SpeedLimits()
         self._governor = Governor()
 
@@ -199,6 +200,7 @@ class Array(Restoring):
             self.refuse_mistaken()
             proposal, task = shadows.propose(self.document, self.observed, requests, fresh_ids(), self.blanking)
             for request in requests:
+                self.refuse_held(self.document.lun(request.origin))
                 self.verify(self.document.lun(request.origin))
             return proposal, task
 
@@ -854,6 +856,7 @@ class Array(Restoring):
         self.advance_all()
         self._scrub_by_itself(int(now))
         self._tell_filling()
+        self._tell_held()
         self.tell_objects()
 
     def _note(self, *, settle: bool = True, before: Document | None = None) -> bool:
@@ -947,6 +950,17 @@ class Array(Restoring):
                 message = f"the store of shadow copy {lun.name} is {percent} % full; when it overflows the copy is lost"
                 remedy = f"give it more room: blkrecov snapshot extend {lun.name} --store {size}"
                 self._tell("snapshot_filling", message, lun=lun.name, remedy=remedy)
+
+    def _tell_held(self) -> None:
+        """A LUN that somebody else has suspended is told once."""
+        for lun in self.document.luns:
+            live = self.observed.holding(lun)
+            if live is None:
+                self._held.discard(lun.uuid)
+            elif lun.uuid not in self._held:
+                self._held.add(lun.uuid)
+                error = suspended(lun, live)
+                self._tell("lun_suspended", error.message, lun=lun.name, remedy=error.remedy)
 
     def _recover_by_itself(self) -> None:
         wanted = self.document.auto_recover

@@ -25,7 +25,7 @@ from blkrecov import catalog, faults, flapping, locks, observer, provision, reco
 from blkrecov.actor import Actor
 from blkrecov.bell import ring
 from blkrecov.catalog import Discovered
-from blkrecov.condition import state_of
+from blkrecov.condition import state_of, suspended
 from blkrecov.converge import Group, converge, converge_ports, take_note
 from blkrecov.dm import names
 from blkrecov.dm.control import Control
@@ -57,7 +57,7 @@ from blkrecov.geometry import Request
 from blkrecov.holders import claimed, holders
 from blkrecov.locks import Lock, being_made, naming
 from blkrecov.model import Document, Drive, DriveStatus, Fault, Lun, Task
-from blkrecov.observed import Observed
+from blkrecov.observed import Live, Observed
 from blkrecov.page83 import identity, sysfs, udev
 from blkrecov.page83.export import Exporter
 from blkrecov.page83.identity import Witness, naa_of_serial, serial_of
@@ -65,6 +65,7 @@ from blkrecov.proposal import Proposal
 from blkrecov.settings import Remembered, Settings, publish, published, remember, remembered
 from blkrecov.stack import node
 from blkrecov.steps import DetachLoop, ReplaceTable, Step, Store
+from blkrecov.suspensions import Suspensions
 from blkrecov.units import Bytes, sectors
 
 log = logging.getLogger(__name__)
@@ -152,7 +153,8 @@ class Engine:
         self._control = owned.enter_context(Control())
         self._exporter = Exporter()
         self._freezer = Freezer(settings.volatile / f"{found.document.array.hex[:8]}.frozen")
-        self._actor = Actor(self._control, self._exporter, self.counter, self._freezer)
+        self.suspensions: Final = Suspensions(settings.volatile / f"{found.document.array.hex[:8]}.suspended")
+        self._actor = Actor(self._control, self._exporter, self.counter, self._freezer, self.suspensions)
         self.document: Document = found.document
         self.labels: dict[UUID, Label] = {uuid: item.label for uuid, item in found.drives.items()}
         self._found = found
@@ -386,13 +388,17 @@ class Engine:
         return bool(self.document.drives) and (self._unsaved or set(wanted) != set(self.document.carriers))
 
     def observe(self) -> Observed:
-        self.observed = observer.observe(self._control, self._exporter, self.document, self._backings, self.counter)
+        self.observed = observer.observe(
+            self._control, self._exporter, self.document, self._backings, self.counter, self.suspensions
+        )
         return self.observed
 
     def _look(self) -> None:
         """Observe the kernel's devices anew, and nothing that would have to be read from a drive."""
-        live = observer.devices(self._control, self.document)
-        self.observed = dataclasses.replace(self.observed, devices=live)
+        self.observed = dataclasses.replace(self.observed, devices=self._live())
+
+    def _live(self) -> dict[str, Live]:
+        return observer.devices(self._control, self.document, self.suspensions)
 
     def reload(self) -> None:
         """After the lock was let go: whatever another process has changed meanwhile, and what the kernel has now."""
@@ -411,7 +417,7 @@ class Engine:
 
     def down(self) -> bool:
         """Whether nothing of the array is in the kernel, as after stop(): its drives would have their ports at least."""
-        return bool(self.document.drives) and not observer.devices(self._control, self.document)
+        return bool(self.document.drives) and not self._live()
 
     def _publish(self) -> None:
         publish(self._settings, self.document.array, self.document.sequence)
@@ -482,7 +488,7 @@ class Engine:
     def _contradiction(self) -> str:
         if self._superseded():
             return "its drives carry another version of the configuration"
-        live = observer.devices(self._control, self.document)
+        live = self._live()
         for uuid, known in self.observed.devices.items():
             now = live.get(uuid)
             if now is None:
@@ -902,12 +908,14 @@ class Engine:
         self.refuse_mistaken()
         lun = self.document.lun(name)
         self.refuse_failed(lun)
+        self.refuse_held(lun)
         self.verify(lun)
         return provision.extend(self.document, lun, size, fresh_ids())
 
     def propose_delete(self, name: str) -> Proposal:
         self.refuse_mistaken()
         lun = self.document.lun(name)
+        self.refuse_held(lun)
         return provision.delete(self.document, lun, self.holders(lun))
 
     def propose_extend_store(self, name: str, size: Bytes) -> Proposal:
@@ -943,6 +951,12 @@ class Engine:
         status, _health = state_of(self.document, self.observed, lun)
         if status.value == "failed":
             raise ObjectFailed(f"LUN {lun.name!r} has failed: it has lost more than its layout can do without")
+
+    def refuse_held(self, lun: Lun) -> None:
+        """What asks a LUN, or takes it from its host, would wait for whoever has suspended it."""
+        live = self.observed.holding(lun)
+        if live is not None:
+            raise suspended(lun, live)
 
     # Identity.
 
@@ -999,9 +1013,11 @@ class Engine:
     def stop(self) -> None:
         """Take all of the array out of the kernel, and write down that this was in good order.
 
-        Raises: DeviceInUse, naming what uses which LUN, before anything is taken down.
+        Raises: DeviceInUse, naming what uses which LUN, or has it suspended, before anything is taken down.
         """
+        self.observe()
         for lun in self.document.luns:
+            self.refuse_held(lun)
             if by := self.holders(lun):
                 raise DeviceInUse(
                     f"LUN {lun.name!r} is in use by {', '.join(by)}", remedy="end what uses it, then try again"

@@ -11,7 +11,7 @@ from typing import Final
 from uuid import UUID
 
 from blkrecov import recover, traffic, views
-from blkrecov.condition import Condition, condition, endangered, fills_up, state_of
+from blkrecov.condition import Condition, condition, endangered, fills_up, state_of, suspended
 from blkrecov.dm.status import LegHealth
 from blkrecov.errors import AnotherCallInProgress, BlkrecovError, NotEnoughDrives, NotEnoughSpace
 from blkrecov.model import Document, Drive, DriveStatus, Health, Lun, Phase, Task
@@ -186,6 +186,10 @@ def _drive_problem(drive: Drive) -> Problem | None:
 def _lun_problem(overview: Overview, lun: Lun) -> Problem | None:
     document, observed = overview.document, overview.observed
     found = condition(document, observed, lun)
+    if live := observed.holding(lun):
+        # Said before all else: nothing that a user could see of the LUN comes back before that.
+        what = "is suspended, and not by the array: all that is asked of it waits"
+        return Problem("LUN", lun.name, "suspended", what, suspended(lun, live).remedy)
     if found is Condition.HEALTHY:
         return None
     status, health = state_of(document, observed, lun)

@@ -74,9 +74,12 @@ class Restoring(Running):
     def facts(self, wish: Wish, *, revert: bool, patience_s: float = HOLD_PATIENCE_S) -> Facts:
         """What is to be known of a pair before anything is done for it. Who holds the target has so long to let go.
 
-        Raises: CannotRevertDiskId; DriveIoError.
+        Raises: CannotRevertDiskId; DriveIoError; DeviceInUse for a LUN that somebody has suspended.
         """
         source, target = wish.source, wish.target
+        for lun in (source, target):
+            if lun is not None:
+                self.refuse_held(lun)
         if not self._readable(source):
             return Facts()  # It will be refused for that.
         if target is None:

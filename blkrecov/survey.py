@@ -19,7 +19,7 @@ from blkrecov.overview import Overview, Work
 
 def survey(array: Array, control: Control) -> Overview:
     """What there is to see of an array now."""
-    observed = dataclasses.replace(array.observed, devices=observer.devices(control, array.document))
+    observed = dataclasses.replace(array.observed, devices=observer.devices(control, array.document, array.suspensions))
     progress = (array.progress(task.id) for task in array.document.tasks if not task.state.ended)
     work = tuple(Work(task=item.task, phase=item.phase, done=item.done, total=item.total) for item in progress)
     roles = [(drive.uuid, "drive") for drive in array.document.drives] + [

@@ -23,6 +23,7 @@ import msgspec
 from blkrecov import tasks, views
 from blkrecov.array import Array
 from blkrecov.bell import Bell
+from blkrecov.condition import suspended
 from blkrecov.dm.events import EventWatcher
 from blkrecov.drives.watch import DriveWatcher
 from blkrecov.errors import BlkrecovError, Code
@@ -234,7 +235,8 @@ class _Attendant(Monitor):
         )
 
     def _lun(self, lun: Lun) -> Json:
-        trouble = self._array.trouble.get(lun.uuid)
+        live = self._array.observed.holding(lun)
+        trouble = suspended(lun, live) if live else self._array.trouble.get(lun.uuid)
         return {**self._array.lun_json(lun), "trouble": trouble.message if trouble else ""}
 
     def _tasks(self) -> tuple[Json, ...]:
