@@ -22,6 +22,7 @@ import msgspec
 
 from blkrecov import model
 from blkrecov.dm import names
+from blkrecov.dm.stalled import Stalled
 from blkrecov.drives import label as format_
 from blkrecov.drives.scan import Found, scan
 from blkrecov.drives.store import DriveStore, IoCounter
@@ -58,12 +59,14 @@ class Discovered:
     """The version of the document that a drive has, of those that have one."""
     doubles: frozenset[UUID] = frozenset()
     """Those of them that more than one thing says it is: nothing is wrong with any."""
+    stalled: frozenset[UUID] = frozenset()
+    """Those of them that would not have answered, and were not asked."""
 
     def status_of(self, drive: UUID) -> DriveStatus:
         """What to call a drive that cannot be used."""
         if drive not in self.reasons:
             return DriveStatus.REMOVED
-        return DriveStatus.OFFLINE if drive in self.doubles else DriveStatus.FAILED
+        return DriveStatus.OFFLINE if drive in self.doubles | self.stalled else DriveStatus.FAILED
 
 
 def discover(
@@ -128,7 +131,9 @@ def _unless_stale(settings: Settings, array: Discovered, newest: int | None) -> 
 def _complete(array: Discovered) -> bool:
     if array.document is None:
         return not array.trouble
-    return not array.trouble and all(drive.uuid in array.drives or not drive.online for drive in array.document.drives)
+    # What does not answer is where it was.
+    told = array.drives.keys() | array.stalled
+    return not array.trouble and all(drive.uuid in told or not drive.online for drive in array.document.drives)
 
 
 def _discover(
@@ -216,6 +221,7 @@ def _array(
             trouble=(*trouble, unreadable),
             reasons=reasons,
         )
+    stalled = set()
     conflict = [drive for drive, document in documents.items() if not newest.descends_from(document)]
     trouble = [_split(newest, conflict, drives)] if conflict else []
     for record in newest.drives:
@@ -227,6 +233,8 @@ def _array(
         # That it is not where it was says nothing about it.
         if record.uuid not in drives and said is not None and not isinstance(said, PathNotFound):
             reasons.setdefault(record.uuid, said.message)
+            if isinstance(said, Stalled):
+                stalled.add(record.uuid)
     return Discovered(
         uuid=uuid,
         name=newest.name,
@@ -236,6 +244,7 @@ def _array(
         reasons=reasons,
         carried={drive: document.sequence for drive, document in documents.items()},
         doubles=doubles,
+        stalled=frozenset(stalled),
     )
 
 

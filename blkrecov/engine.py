@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
@@ -28,8 +28,9 @@ from blkrecov.catalog import Discovered
 from blkrecov.condition import state_of, suspended
 from blkrecov.converge import Group, converge, converge_ports, take_note
 from blkrecov.dm import names
-from blkrecov.dm.control import Control
+from blkrecov.dm.control import Control, NoSuchDevice
 from blkrecov.dm.names import NameKind, check_name
+from blkrecov.dm.stalled import Stalled, below_is_suspended, refuse_stalled
 from blkrecov.drives import health, loop, probe, scan, store
 from blkrecov.drives import label as label_format
 from blkrecov.drives.label import Label
@@ -71,6 +72,7 @@ from blkrecov.units import Bytes, sectors
 log = logging.getLogger(__name__)
 
 UDEV_PATIENCE_S: Final = 5.0
+_SEE_TO_IT: Final = "see to what it lies on (journalctl -k), then: blkrecov refresh"
 Ids = Iterator[UUID]
 
 
@@ -274,7 +276,11 @@ class Engine:
             found = self._found.drives.get(drive.uuid)
             reason = self._found.reasons.get(drive.uuid, f"not found, last seen at {drive.path}")
             if found is None or drive.uuid in self._found.reasons:
-                if drive.online:
+                if drive.online and drive.uuid in self._found.stalled and (device := self._port_stands_on(drive)):
+                    # It serves: who uses its LUNs waits, and that may end. Nobody is to wait here.
+                    log.warning("drive %s: %s", drive.name, reason)
+                    self._backings[drive.uuid] = device
+                elif drive.online:
                     self._set_status(drive, self._found.status_of(drive.uuid), reason)
                 continue
             if not drive.online and self._carried.get(drive.uuid, 0) < drive.carried:
@@ -300,6 +306,14 @@ class Engine:
             if found.reading.damage is not None:
                 self._mend(drive, device, found.reading.damage)
             self.document = catalog.with_place(self.document, drive.uuid, _place(drive, found))
+
+    def _port_stands_on(self, drive: Drive) -> str | None:
+        """The block device that a drive's port, if there is one, leads to."""
+        try:
+            below = self._control.deps(names.drive_name(self.document.name, drive.name))
+        except NoSuchDevice:
+            return None
+        return f"/dev/{Path(f'/sys/dev/block/{below[0]}').resolve().name}" if below else None
 
     def _mend(self, drive: Drive, device: str, damage: str) -> None:
         """Make a label and its copy equal again. A drive whose label cannot be written is of use for what it holds still."""
@@ -384,7 +398,7 @@ class Engine:
 
     def _stale_carriers(self) -> bool:
         """Whether the document has to be written although nothing in it was decided anew."""
-        wanted = catalog.carriers(self.document, self._backings)
+        wanted = catalog.carriers(self.document, self._backings.keys() & self.labels.keys())
         return bool(self.document.drives) and (self._unsaved or set(wanted) != set(self.document.carriers))
 
     def observe(self) -> Observed:
@@ -407,8 +421,16 @@ class Engine:
 
     def catch_up(self) -> None:
         """After the lock was let go: whatever another process has changed meanwhile. What the kernel has is not looked at."""
-        if self.outdated():
+        if self.outdated() or self._answers_again():
             self._adopt(self._discovered())
+
+    def _answers_again(self) -> bool:
+        """Whether a drive that was not asked when the array was found would answer now."""
+        for uuid in self._found.stalled & self._backings.keys():
+            with suppress(Stalled):
+                refuse_stalled(self._backings[uuid])
+                return True
+        return False
 
     def outdated(self) -> bool:
         """Whether another process of this machine has written a version of the document since. Asks a file, and no drive."""
@@ -443,7 +465,7 @@ class Engine:
         sequences = []
         for uuid in self.document.carriers:
             device = self._backings.get(uuid)
-            if device is not None:
+            if device is not None and uuid in self.labels:
                 with suppress(BlkrecovError), DriveStore(device, self.counter, writable=False) as medium:
                     newest = label_format.newest(medium.read_slots(self.labels[uuid]))
                     sequences.append(newest.sequence if newest else 0)
@@ -460,6 +482,9 @@ class Engine:
             for uuid, item in found.drives.items()
             if item.device is not None and any(drive.uuid == uuid and drive.online for drive in self.document.drives)
         }
+        for drive in self.document.drives:
+            if drive.online and drive.uuid in found.stalled and (device := self._port_stands_on(drive)):
+                self._backings[drive.uuid] = device
 
     @contextmanager
     def unlocked(self, patience_s: float = locks.PATIENCE_S) -> Iterator[None]:
@@ -469,6 +494,15 @@ class Engine:
             yield
         finally:
             self._lock.take(patience_s)
+
+    def stalled(self) -> dict[UUID, Stalled]:
+        """The drives that would not answer, as far as that can be told without waiting."""
+        found = {uuid: below_is_suspended(device) for uuid, device in self._backings.items()}
+        return {
+            uuid: why or Stalled(self._found.reasons[uuid], remedy=_SEE_TO_IT)
+            for uuid, why in found.items()
+            if why is not None or uuid in self._found.stalled
+        }
 
     # What is known, and whether it is so.
 
@@ -528,7 +562,10 @@ class Engine:
     def store(self, document: Document) -> None:
         """Write a document to the drives and make it this array's. An array without drives has it in memory only."""
         if document.drives:
-            devices = {uuid: (device, self.labels[uuid]) for uuid, device in self._backings.items()}
+            # One that did not answer when the array was opened has no label here, and need not carry this version.
+            devices = {
+                uuid: (device, self.labels[uuid]) for uuid, device in self._backings.items() if uuid in self.labels
+            }
             document = catalog.next_version(self._with_carried(document), devices)
             # Some drives may have it even if the write fails, so what is written next descends from it.
             self.document = _descending(self.document, document)
@@ -565,9 +602,15 @@ class Engine:
         )
 
     def carry_out(self, proposal: Proposal) -> None:
-        """Make a proposal true, or leave everything as it was."""
+        """Make a proposal true, or leave everything as it was.
+
+        Raises: Stalled, with nothing done, where something is to be put on a drive that does not answer; what its steps do.
+        """
         log.info("%s", proposal.why)
         before = self.document
+        known = {lun.uuid: lun.drives for lun in before.luns}
+        for lun in proposal.document.luns:
+            self.refuse_stalled(lun.drives - known.get(lun.uuid, frozenset()))
         with ExitStack() as undo:
             self._act_on(proposal.prepare, undo)
             # Should this fail halfway, some drives may have the new document: so the old one is written again as well.
@@ -916,6 +959,7 @@ class Engine:
         self.refuse_mistaken()
         lun = self.document.lun(name)
         self.refuse_held(lun)
+        self.refuse_stalled(lun.drives)
         return provision.delete(self.document, lun, self.holders(lun))
 
     def propose_extend_store(self, name: str, size: Bytes) -> Proposal:
@@ -951,6 +995,12 @@ class Engine:
         status, _health = state_of(self.document, self.observed, lun)
         if status.value == "failed":
             raise ObjectFailed(f"LUN {lun.name!r} has failed: it has lost more than its layout can do without")
+
+    def refuse_stalled(self, drives: Iterable[UUID]) -> None:
+        """What is to be put on a drive, or taken from it, would wait for one that does not answer. Raises: Stalled."""
+        for uuid in drives:
+            if (device := self._backings.get(uuid)) is not None:
+                refuse_stalled(device)
 
     def refuse_held(self, lun: Lun) -> None:
         """What asks a LUN, or takes it from its host, would wait for whoever has suspended it."""
@@ -1016,6 +1066,7 @@ class Engine:
         Raises: DeviceInUse, naming what uses which LUN, or has it suspended, before anything is taken down.
         """
         self.observe()
+        self.refuse_stalled(self._backings)
         for lun in self.document.luns:
             self.refuse_held(lun)
             if by := self.holders(lun):
@@ -1037,8 +1088,10 @@ class Engine:
             device = self._backings.get(drive.uuid) or self._device_of(drive)
             if device is not None:
                 self._actor.act(DetachLoop(drive.name, device))
-        # udev looks at what was opened for writing just now; a device is detached when nobody has it open.
-        udev.settle(UDEV_PATIENCE_S)
+        # udev looks at what was opened for writing just now; a device is detached when nobody has it open. It may look in vain at
+        # something else of this machine, which is no matter of ours.
+        with suppress(TimedOut):
+            udev.settle(UDEV_PATIENCE_S)
 
     # Views.
 

@@ -43,6 +43,8 @@ class Overview:
     work: tuple[Work, ...] = ()
     trouble: Mapping[UUID, BlkrecovError] = field(default_factory=dict)
     """LUNs that could not be brought up, and why."""
+    stalled: Mapping[UUID, BlkrecovError] = field(default_factory=dict)
+    """Drives that are said to be online, and do not answer."""
     traffic: Mapping[UUID, Counters] = field(default_factory=dict)
     """By drive and LUN; what is not loaded has none."""
     errors: Mapping[UUID, int] = field(default_factory=dict)
@@ -67,7 +69,7 @@ class Problem:
 
 def problems(overview: Overview) -> tuple[Problem, ...]:
     """All that is not well: drives first, for LUNs suffer from them. Empty exactly when everything is healthy."""
-    drives = (_drive_problem(drive) for drive in overview.document.drives)
+    drives = (_drive_problem(drive, overview.stalled.get(drive.uuid)) for drive in overview.document.drives)
     luns = (_lun_problem(overview, lun) for lun in overview.document.luns)
     return tuple(problem for problem in (*drives, *luns) if problem is not None)
 
@@ -170,8 +172,10 @@ def _drive_state(drive: Drive) -> str:
     return "set aside" if drive.online and drive.failing else drive.status.value.replace("_", " ")
 
 
-def _drive_problem(drive: Drive) -> Problem | None:
+def _drive_problem(drive: Drive, stalled: BlkrecovError | None) -> Problem | None:
     name, state = drive.name, _drive_state(drive)
+    if drive.online and stalled is not None:
+        return Problem("drive", name, "stalled", f"is stalled: {stalled.message}", stalled.remedy)
     if drive.online:
         if not drive.failing:
             return None

@@ -31,6 +31,7 @@ def survey(array: Array, control: Control) -> Overview:
         observed=observed,
         work=work,
         trouble=dict(array.trouble),
+        stalled=array.stalled(),
         at_s=time.monotonic(),
         traffic={uuid: counters.count(live.number) for uuid, live in devices.items() if live is not None},
         errors=_errors(observed),

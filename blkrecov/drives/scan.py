@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
+from blkrecov.dm.stalled import Stalled, refuse_stalled
 from blkrecov.drives import loop
 from blkrecov.drives.label import MINIMUM_SIZE, Label, NoLabel
 from blkrecov.drives.loop import Inode, LoopDevice
@@ -213,7 +214,11 @@ class _Search:
         """Look at the regular files of a directory, and of those in it, down to so many levels."""
         try:
             device = Path(directory).stat().st_dev
+            refuse_stalled(directory)
             entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+        except Stalled as stalled:
+            self.refused.append((directory, stalled))
+            return
         except OSError as error:
             pass_on_exhaustion(error)
             if asked_for:
@@ -249,7 +254,7 @@ class _Search:
         except NoLabel as error:
             if asked_for:
                 self.refused.append((path, error))
-        except (InvalidDisk, NotSupported) as error:
+        except (InvalidDisk, NotSupported, Stalled) as error:
             self.refused.append((path, error))
         except BlkrecovError as error:
             # A disk that cannot be read, a socket, a file that went away: no news unless it was asked for.
