@@ -447,8 +447,8 @@ class Engine:
 
     @property
     def bell(self) -> Path:
-        """Where the monitor listens. Short, because a socket's path may have 107 bytes."""
-        return self._settings.state / f"{self.document.array.hex[:8]}.bell"
+        """Where the monitor listens."""
+        return self._settings.bell_of(self.document.array)
 
     def ring(self) -> None:
         """Wake the monitor, if there is one."""

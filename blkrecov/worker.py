@@ -4,7 +4,9 @@ Whatever blocks in the kernel blocks this thread and nobody else. It tells what 
 (ArrayState), so whoever wants to know asks that value, never the thread. A call is a function of the open array, which is carried
 out between two sleeps, under the lock and on what other processes may have changed meanwhile.
 
-An array that cannot be opened, or whose monitor has ended in an error, is tried again after a while, and when somebody calls.
+An array that cannot be opened, or whose monitor has ended in an error, is tried again when somebody calls, when another process
+has written to it, and when something has changed where its drives are looked for (blkrecov.drives.arrivals). Else after a while,
+and each time after a longer one: what was in the way may be something that tells nobody when it goes.
 """
 
 import dataclasses
@@ -22,14 +24,15 @@ import msgspec
 
 from blkrecov import tasks, views
 from blkrecov.array import Array
-from blkrecov.bell import Bell
+from blkrecov.bell import Bell, ring
 from blkrecov.condition import suspended
 from blkrecov.dm.events import EventWatcher
+from blkrecov.drives import arrivals
 from blkrecov.drives.watch import DriveWatcher
-from blkrecov.errors import BlkrecovError, Code
+from blkrecov.errors import BlkrecovError, Code, DeviceInUse
 from blkrecov.model import Lun, Task, TaskState
-from blkrecov.monitor import AGAIN_S, Monitor
-from blkrecov.settings import Settings
+from blkrecov.monitor import AGAIN_MOST_S, AGAIN_S, Monitor
+from blkrecov.settings import Settings, remembered
 from blkrecov.state import ArrayState
 from blkrecov.views import Json
 
@@ -78,7 +81,7 @@ class Worker:
         self._ended = True
         if (monitor := self._monitor) is not None:
             monitor.end()
-        self._wake.set()
+        self._rouse()
 
     def join(self, timeout_s: float) -> bool:
         """Whether the thread has ended by then."""
@@ -107,19 +110,26 @@ class Worker:
         """
         future: Future[T] = Future()
         self._calls.append(_Call(what, function, future))
-        self._wake.set()
         if (monitor := self._monitor) is not None:
             monitor.wake()
+        else:
+            self._rouse()
         return future
+
+    def _rouse(self) -> None:
+        self._wake.set()
+        ring(self._settings.bell_of(self._state.uuid))
 
     # In the thread.
 
     def _run(self) -> None:
+        patience_s = AGAIN_S
         while not self._ended:
             self._wake.clear()
             self._is_at("is being opened")
             try:
                 with Array.opened(self._settings, str(self._state.uuid)) as array:
+                    patience_s = AGAIN_S
                     self._monitor = _Attendant(self, array)
                     self._monitor.run()
             except BlkrecovError as error:
@@ -129,8 +139,21 @@ class Worker:
                 self._failed(Unexpected(f"{type(error).__name__}: {error}"))
             finally:
                 self._monitor = None
-            if not self._ended:
-                self._wake.wait(AGAIN_S)
+            if not self._ended and not self._rest(patience_s):
+                patience_s = min(2 * patience_s, AGAIN_MOST_S)
+
+    def _rest(self, patience_s: float) -> bool:
+        """Until there is a reason to open the array again. False when there was none in time."""
+        uuid = self._state.uuid
+        paths = [path for array in remembered(self._settings) if array.uuid == uuid for path in array.paths]
+        before = arrivals.present(paths, self._settings.directories)
+        try:
+            with Bell(self._settings.bell_of(uuid)) as bell:
+                if self._wake.is_set():
+                    return True
+                return arrivals.wait(before, paths, self._settings.directories, bell.fileno(), patience_s)
+        except DeviceInUse:  # Another process looks after it.
+            return self._wake.wait(patience_s)
 
     def _failed(self, error: BlkrecovError) -> None:
         if error.message != self._state.trouble:

@@ -3,7 +3,9 @@
     suspended   it, or something that it or its file stands on, is a device-mapper device that somebody has suspended
     hung        requests are under way on it, or below, and none has come back for a while
 
-Asks sysfs, and no device. One that hangs with nothing under way looks like any other: whoever asks it first is held, alone.
+Asks sysfs, and no device. One that hangs with nothing under way looks like any other: whoever asks it first is held, alone. So
+does one on which the kernel counts nothing: dm-delay's requests are under way from when they are let through (drivers/md/dm.c,
+accounts_remapped_io), and an empty flush never is (block/blk-flush.c).
 """
 
 import os

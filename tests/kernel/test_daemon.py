@@ -54,7 +54,9 @@ def test_a_stuck_worker_holds_up_no_answer(slow: Slow, lab: Lab, client: Client)
         run("dmsetup", "suspend", "--nolockfs", "blkrecov-lab-vol")
         client.call(far, DRIVE, "SetHotSpare", "ba{sv}", True, {})
         assert client.call(array, ARRAY, "CreateLun", "ssta{sv}", "more", "linear", MIB, {})
-        assert not Control().info("blkrecov-lab-vol").suspended
+        assert Control().info("blkrecov-lab-vol").suspended
+        assert client.get(vol, LUN, "Trouble").endswith("not by the array: all that is asked of it waits")
+        run("dmsetup", "resume", "blkrecov-lab-vol")
 
 
 def test_a_daemon_that_is_killed_is_followed_by_one_that_goes_on(lab: Lab, client: Client) -> None:
