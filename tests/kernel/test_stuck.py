@@ -102,11 +102,9 @@ def test_luns_beside_a_suspended_one_do_all_that_luns_do(lab: Lab) -> None:
                 with pytest.raises(DeviceInUse, match="LUN 'a' is suspended, and not by the array") as refused:
                     propose()
                 assert refused.value.remedy.endswith("dmsetup resume blkrecov-lab-a")
-            proposal, task, found = array.propose_reconnect("d1")
-            array.wait(array.reconnect(proposal, task, found).id)
         assert Control().info("blkrecov-lab-a").suspended
     print(f"stuck: a LUN's array did everything else in {time.monotonic() - began:.0f} s")
-    assert problems(lab) == []
+    assert [name for name, _, _ in problems(lab)] == ["d1"]
 
 
 def test_a_lun_that_we_left_suspended_is_resumed(lab: Lab) -> None:
@@ -255,13 +253,15 @@ def test_an_array_without_drives_is_not_polled_and_opens_when_they_come(lab: Lab
     with running(lab):
         made(client, lab)
     lab.stop()
-    away = lab.directory / "away"
-    away.mkdir()
+    # As deep as nobody looks.
+    away = lab.directory / "away" / "far"
+    away.mkdir(parents=True)
     for name in lab.drives:
         lab.path(name).rename(away / name)
     with running(lab) as daemon:
         array = client.named(ARRAY, "lab")
         assert client.get(array, ARRAY, "Trouble").startswith("no drive of array 'lab' was found")
+        time.sleep(1)
         before = daemon.switches()
         time.sleep(3)
         assert daemon.switches() - before <= 2
