@@ -79,7 +79,7 @@ def discover(
     """
     known = remembered(settings)
     # Before their documents are read: another process may write a version meanwhile.
-    newest = {uuid: sequence for uuid in _published_by(settings) if (sequence := published(settings, uuid)) is not None}
+    newest = _published(settings)
     for deep in (False, True):
         hints = [path for array in known if array.name not in passing for path in array.paths]
         found = _discover(settings, counter, known, hints, passing, deep=deep)
@@ -93,12 +93,18 @@ def discover(
     return found
 
 
-def _published_by(settings: Settings) -> list[UUID]:
-    """The arrays of which this machine knows the newest version."""
-    return [UUID(file.stem) for file in settings.state.glob("*.sequence")]
+def _published(settings: Settings) -> dict[UUID, int]:
+    """The newest version of each array's document that this machine knows of."""
+    found = {}
+    for file in settings.state.glob("*.sequence"):
+        with suppress(ValueError):
+            array = UUID(file.stem)
+            if (sequence := published(settings, array)) is not None:
+                found[array] = sequence
+    return found
 
 
-def _serving(arrays: frozenset[str]) -> frozenset[int]:
+def serving(arrays: frozenset[str]) -> frozenset[int]:
     """The device numbers of the drives that serve these arrays, by the names of their ports. Asks sysfs, and no drive."""
     found = set()
     for file in _BLOCK.glob("dm-*/dm/name") if arrays else ():
@@ -145,7 +151,7 @@ def _discover(
     *,
     deep: bool,
 ) -> tuple[Discovered, ...]:
-    result = scan(list(dict.fromkeys(hints)), settings.directories, counter, deep=deep, passing=_serving(passing))
+    result = scan(list(dict.fromkeys(hints)), settings.directories, counter, deep=deep, passing=serving(passing))
     by_array: defaultdict[UUID, list[Found]] = defaultdict(list)
     for found in result.found:
         by_array[found.label.array_uuid].append(found)

@@ -181,7 +181,7 @@ class Engine:
                 MetadataCorrupt and InvalidDisk for configurations that cannot be told; OutOfResources.
         """
         with locked(settings, name, patience_s) as lock, ExitStack() as owned:
-            with resources(), loop.held():
+            with resources(), loop.held(catalog.serving(_others(settings, lock.array))):
                 array = cls(settings, discovered(settings, lock, name), lock, owned)
                 array.assemble()
             try:
@@ -556,7 +556,7 @@ class Engine:
         else:
             self.reload()
         self._mistake, self._enumerated = "", None
-        with loop.held():
+        with loop.held(catalog.serving(_others(self._settings, self.document.array))):
             self.assemble()
 
     def store(self, document: Document) -> None:

@@ -20,8 +20,8 @@ from tests.kernel.lab import DRIVE as DRIVE_SIZE
 
 
 def test_a_stuck_worker_holds_up_no_answer(slow: Slow, lab: Lab, client: Client) -> None:
-    """A drive stands on a disk that takes minutes for a write, which cannot be told beforehand, and the kernel holds whoever writes
-    to it. All that is known is answered at once all the same, and a call that has to wait says for what.
+    """A drive stands on a disk that takes minutes for a write, which cannot be told beforehand, and the kernel holds whoever
+    writes to it. All that is known is answered at once all the same, and a call that has to wait says for what.
     """
     with running(lab, WATCHDOG_USEC="1000000") as daemon:
         array, vol = made(client, lab)
