@@ -164,7 +164,9 @@ class Array(Restoring):
             self.refuse_mistaken()
             lun = self.document.lun(name)
             drive = self.document.drive(spare) if spare else None
-            proposal, task = recover.propose(self.document, self.observed, lun, drive, fresh_ids())
+            usable = self.without_stalled(lun.drives | ({drive.uuid} if drive else frozenset()))
+            proposal, task = recover.propose(usable, self.observed, lun, drive, fresh_ids())
+            proposal = self.as_they_are(proposal)
             if task.state.ended and lun.uuid in self.trouble:
                 raise self.trouble[lun.uuid]  # No member is lost, but the LUN could not be brought up.
             self.verify(proposal.document.lun_of(lun.uuid))

@@ -504,6 +504,24 @@ class Engine:
             if why is not None or uuid in self._found.stalled
         }
 
+    def without_stalled(self, wanted: frozenset[UUID]) -> Document:
+        """The document to choose drives by: those that would not answer are set aside in it, but for what is wanted as it is."""
+        document = self.document
+        for uuid, why in self.stalled().items():
+            if uuid not in wanted:
+                aside = msgspec.structs.replace(document.drive_of(uuid), failing=why.message)
+                document = document.with_drive(aside)
+        return document
+
+    def as_they_are(self, proposal: Proposal) -> Proposal:
+        """What was proposed by such a document, with its drives as they are known."""
+        document = proposal.document
+        for known in self.document.drives:
+            drive = document.drive_of(known.uuid)
+            if drive.failing != known.failing:
+                document = document.with_drive(msgspec.structs.replace(drive, failing=known.failing))
+        return dataclasses.replace(proposal, document=document)
+
     # What is known, and whether it is so.
 
     def refuse_mistaken(self) -> None:
@@ -940,7 +958,9 @@ class Engine:
 
     def propose_lun(self, request: Request) -> Proposal:
         self.refuse_mistaken()
-        return provision.create(self.document, request, fresh_ids())
+        named = (drive.uuid for drive in self.document.drives if {drive.name, str(drive.uuid)} & {*request.drives})
+        usable = self.without_stalled(frozenset(named))
+        return self.as_they_are(provision.create(usable, request, fresh_ids()))
 
     def create_lun(self, proposal: Proposal) -> Lun:
         self.carry_out(proposal)

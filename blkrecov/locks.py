@@ -22,11 +22,14 @@ as well; what is half made belongs to the array in its name.
 
 import fcntl
 import hashlib
+import math
 import os
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -35,7 +38,7 @@ from blkrecov.errors import DeviceInUse
 from blkrecov.settings import Settings
 
 PATIENCE_S: Final = 60.0
-# A process that the kernel has held for so long is not waited for any longer.
+# One that the kernel has held in the same wait for so long is not waited for any longer.
 HELD_S: Final = 5.0
 NAMING_S: Final = 10.0
 
@@ -58,23 +61,22 @@ class Lock:
     def take(self, patience_s: float = PATIENCE_S) -> None:
         """Raises: DeviceInUse naming the process that has it, when it does not let go in time, or the kernel does not let it."""
         descriptor = _open(self._path)
-        began = time.monotonic()
-        held_since, look_at = 0.0, began
+        began = look_at = held_since = time.monotonic()
+        held = None
         while not _try(descriptor):
             now = time.monotonic()
-            process = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-            where = ""
             if now >= look_at or now - began >= patience_s:
                 look_at = now + _LOOK_S
-                where = held_at(process)
-                held_since = (held_since or now) if where else 0.0
-            stuck = bool(where) and now - held_since >= HELD_S and patience_s != float("inf")
-            if stuck or now - began >= patience_s:
-                os.close(descriptor)
-                raise self._refusal(process or "unknown", where, now - began)
+                process, _, thread = os.pread(descriptor, 32, 0).decode(errors="replace").strip().partition(" ")
+                before, held = held, held_at(thread)
+                held_since = held_since if held == before else now
+                stuck = held is not None and now - held_since >= HELD_S and patience_s != math.inf
+                if stuck or now - began >= patience_s:
+                    os.close(descriptor)
+                    raise self._refusal(process or "unknown", held, now - began)
             time.sleep(_PAUSE_S)
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(descriptor, f"{os.getpid()} {threading.get_native_id()}\n".encode(), 0)
         self._descriptor = descriptor
 
     def release(self) -> None:
@@ -82,30 +84,39 @@ class Lock:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _refusal(self, process: str, where: str, waited_s: float) -> DeviceInUse:
+    def _refusal(self, process: str, held: "Held | None", waited_s: float) -> DeviceInUse:
         said = f"process {process} is working on array {self._name}, for {waited_s:.0f} s by now"
-        if not where:
+        if held is None:
             return DeviceInUse(said, remedy="wait until it has ended")
         return DeviceInUse(
-            f"{said}; the kernel holds it in {where}: something below the array does not answer",
+            f"{said}; the kernel holds it in {held.where}: something below the array does not answer",
             remedy="find what is suspended or hangs: dmsetup info -c -o name,suspended; journalctl -k",
         )
 
 
-def held_at(process: str) -> str:
-    """The kernel's function in which a thread of a process waits that cannot be interrupted; empty where none does.
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A wait of a thread that cannot be interrupted: the kernel's function, and which of the thread's waits it is."""
 
-    Kernel: proc_pid_stat(5), state D; proc_pid_wchan(5), which says 0 to those who may not know.
+    where: str
+    count: str
+
+
+def held_at(thread: str) -> Held | None:
+    """Where the kernel holds a thread, if it does.
+
+    Kernel: proc_pid_stat(5), state D; proc_pid_wchan(5), which says 0 to those who may not know; proc_pid_status(5).
     """
-    for thread in Path(f"/proc/{process}/task").glob("*") if process else ():
-        try:
-            state = (thread / "stat").read_text().rpartition(")")[2].split()[0]
-            if state == "D":
-                where = (thread / "wchan").read_text().strip()
-                return where if where not in ("", "0") else "an uninterruptible wait"
-        except OSError:
-            continue  # It has ended.
-    return ""
+    known = Path("/proc", thread)
+    try:
+        if not thread.isdecimal() or (known / "stat").read_text().rpartition(")")[2].split()[0] != "D":
+            return None
+        where = (known / "wchan").read_text().strip()
+        lines = (known / "status").read_text().splitlines()
+    except OSError:  # It has ended.
+        return None
+    count = next((line for line in lines if line.startswith("voluntary_ctxt_switches")), "")
+    return Held(where if where not in ("", "0") else "an uninterruptible wait", count)
 
 
 @contextmanager

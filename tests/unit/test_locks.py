@@ -79,6 +79,6 @@ def test_a_name_is_given_beside_drives_that_are_made(settings: Settings, tmp_pat
 def test_nobody_is_held_who_can_be_interrupted() -> None:
     """Nor one that is not there."""
     with subprocess.Popen(["sleep", "60"]) as process:
-        assert held_at(str(process.pid)) == ""
+        assert held_at(str(process.pid)) is None
         process.kill()
-    assert (held_at("unknown"), held_at("")) == ("", "")
+    assert (held_at("unknown"), held_at("")) == (None, None)
