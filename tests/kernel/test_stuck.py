@@ -13,6 +13,7 @@ from typing import Final
 import pytest
 from dbus_fast import Variant
 
+from blkrecov import locks
 from blkrecov.array import Array
 from blkrecov.bus.interfaces import ARRAY, DRIVE, LUN
 from blkrecov.dm import stalled
@@ -37,6 +38,7 @@ from tests.kernel.lab import (
     run,
     scrub,
     states,
+    until,
     write,
 )
 
@@ -223,6 +225,31 @@ def test_arrays_beside_a_stuck_one_are_opened_changed_and_made(slow: Slow, lab: 
             print(f"stuck: three other things beside a stuck array took {time.monotonic() - began:.1f} s")
         array.stop()
     (lab.state / "third.json").unlink()
+
+
+def test_whom_the_kernel_holds_is_not_waited_for(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever wants the array is told in seconds where that process is."""
+    monkeypatch.setattr(locks, "HELD_S", 0.5)
+    lab.create(1)
+    with lab.opened() as array:
+        node = lun(array, "a", "linear", LUN_SIZE, exported=False)
+
+    def work() -> None:
+        with lab.opened():
+            write(node, 0, bytes(BLOCK))
+
+    held = threading.Thread(target=work)
+    with suspended("blkrecov-lab-a"):
+        held.start()
+        until("a write that waits", lambda: locks.held_at(str(held.native_id)))
+        began = time.monotonic()
+        with (
+            pytest.raises(DeviceInUse, match=r"the kernel holds it in \w+: something below the array does not answer"),
+            lab.opened(),
+        ):
+            pass
+        assert time.monotonic() - began < 10
+    held.join()
 
 
 def test_one_file_becomes_a_drive_of_one_array(lab: Lab) -> None:
