@@ -12,8 +12,8 @@ What always holds:
   two looks at the state directory, and nobody takes a second array's lock while holding one. So nobody waits in a circle.
 - All of them are the kernel's (flock(2), fcntl(2) F_OFD_SETLK), bound to an open file: they go with the process however that
   ends, and mean the same between threads as between processes. A file in the state directory means nothing by being there.
-- Questions take none. What is read beside a writer is a whole version of the document (two slots, written in turn), if
-  perhaps not the last one.
+- Questions to the daemon and the list of arrays take none. What is read beside a writer is a whole version of the document (two
+  slots, written in turn), if perhaps not the last one.
 
 LIO, loop devices, device-mapper and udev need no lock between arrays. Names in LIO's tree and of device-mapper's devices begin
 with the array's name; numbers (of loop devices, of LIO's backstores) are asked for until one is free, since others take some

@@ -110,13 +110,11 @@ class Worker:
         """
         future: Future[T] = Future()
         self._calls.append(_Call(what, function, future))
-        if (monitor := self._monitor) is not None:
-            monitor.wake()
-        else:
-            self._rouse()
+        self._rouse()
         return future
 
     def _rouse(self) -> None:
+        """Wake the monitor, or whoever waits for a reason to open the array: both listen to the array's bell."""
         self._wake.set()
         ring(self._settings.bell_of(self._state.uuid))
 
@@ -152,7 +150,7 @@ class Worker:
                 if self._wake.is_set():
                     return True
                 return arrivals.wait(before, paths, self._settings.directories, bell.fileno(), patience_s)
-        except DeviceInUse:  # Another process looks after it.
+        except (DeviceInUse, OSError):  # Another process looks after it; or there is nothing to be had to wait with.
             return self._wake.wait(patience_s)
 
     def _failed(self, error: BlkrecovError) -> None:
