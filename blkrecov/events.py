@@ -91,6 +91,8 @@ class EventKind(StrEnum):
     SNAPSHOT_DONE = "snapshot_done"
     SNAPSHOT_FAILED = "snapshot_failed"
     SNAPSHOT_CANCELLED = "snapshot_cancelled"
+    LUN_SUSPENDED = "lun_suspended"
+    """By somebody else: it is theirs to resume."""
     SNAPSHOT_FILLING = "snapshot_filling"
     """A shadow copy's store has not much room any more."""
     SNAPSHOT_LOST = "snapshot_lost"

@@ -19,11 +19,13 @@ from blkrecov.observed import Backing, Exported, Live, Observed
 from blkrecov.page83 import sysfs
 from blkrecov.page83.export import Exporter
 from blkrecov.stack import node
+from blkrecov.suspensions import Suspensions
 from blkrecov.units import Sectors, in_bytes
 
 
-def devices(control: Control, document: Document) -> dict[str, Live]:
+def devices(control: Control, document: Document, suspensions: Suspensions) -> dict[str, Live]:
     """This array's devices, by device-mapper UUID: those under its name, and its own that somebody has renamed."""
+    ours = suspensions.names()
     own = {drive.uuid for drive in document.drives} | {lun.uuid for lun in document.luns}
     own |= {member.uuid for lun in document.luns for member in lun.members}
     found = {}
@@ -44,6 +46,9 @@ def devices(control: Control, document: Document) -> dict[str, Live]:
                 inactive=info.inactive,
                 open_count=info.open_count,
             )
+            if live.suspended and parsed.role == "lun":
+                # Asked again, for another process may have begun, or ended, since.
+                live = dataclasses.replace(live, held=live.name not in ours | suspensions.names())
         except NoSuchDevice:  # Removed since it was listed.
             continue
         found[entry.uuid] = live
@@ -65,10 +70,15 @@ def exports(exporter: Exporter, array: str) -> tuple[dict[UUID, Exported], froze
 
 
 def observe(
-    control: Control, exporter: Exporter, document: Document, backings: Mapping[UUID, str], counter: IoCounter
+    control: Control,
+    exporter: Exporter,
+    document: Document,
+    backings: Mapping[UUID, str],
+    counter: IoCounter,
+    suspensions: Suspensions,
 ) -> Observed:
     """All of an array's state in the kernel. `backings` gives the block device of each drive that is there."""
-    live = devices(control, document)
+    live = devices(control, document, suspensions)
     exported, remains = exports(exporter, document.name)
     observed = Observed(
         devices=live,

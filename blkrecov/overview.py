@@ -12,7 +12,7 @@ from typing import Final
 from uuid import UUID
 
 from blkrecov import recover, traffic, views
-from blkrecov.condition import Condition, condition, endangered, fills_up, state_of
+from blkrecov.condition import Condition, condition, endangered, fills_up, state_of, suspended
 from blkrecov.dm.status import LegHealth
 from blkrecov.errors import AnotherCallInProgress, BlkrecovError, NotEnoughDrives, NotEnoughSpace
 from blkrecov.model import Document, Drive, DriveStatus, Health, Lun, Phase, Task
@@ -44,6 +44,8 @@ class Overview:
     work: tuple[Work, ...] = ()
     trouble: Mapping[UUID, BlkrecovError] = field(default_factory=dict)
     """LUNs that could not be brought up, and why."""
+    stalled: Mapping[UUID, BlkrecovError] = field(default_factory=dict)
+    """Drives that are said to be online, and do not answer."""
     traffic: Mapping[UUID, Counters] = field(default_factory=dict)
     """By drive and LUN; what is not loaded has none."""
     errors: Mapping[UUID, int] = field(default_factory=dict)
@@ -68,7 +70,7 @@ class Problem:
 
 def problems(overview: Overview) -> tuple[Problem, ...]:
     """All that is not well: drives first, for LUNs suffer from them. Empty exactly when everything is healthy."""
-    drives = (_drive_problem(drive) for drive in overview.document.drives)
+    drives = (_drive_problem(drive, overview.stalled.get(drive.uuid)) for drive in overview.document.drives)
     luns = (_lun_problem(overview, lun) for lun in overview.document.luns)
     return tuple(problem for problem in (*drives, *luns) if problem is not None)
 
@@ -196,8 +198,10 @@ def _drive_state(drive: Drive) -> str:
     return "set aside" if drive.online and drive.failing else drive.status.value.replace("_", " ")
 
 
-def _drive_problem(drive: Drive) -> Problem | None:
+def _drive_problem(drive: Drive, stalled: BlkrecovError | None) -> Problem | None:
     name, state = drive.name, _drive_state(drive)
+    if drive.online and stalled is not None:
+        return Problem("drive", name, "stalled", f"is stalled: {stalled.message}", stalled.remedy)
     if drive.online:
         if not drive.failing:
             return None
@@ -212,6 +216,10 @@ def _drive_problem(drive: Drive) -> Problem | None:
 def _lun_problem(overview: Overview, lun: Lun) -> Problem | None:
     document, observed = overview.document, overview.observed
     found = condition(document, observed, lun)
+    if live := observed.holding(lun):
+        # Said before all else: nothing that a user could see of the LUN comes back before that.
+        what = "is suspended, and not by the array: all that is asked of it waits"
+        return Problem("LUN", lun.name, "suspended", what, suspended(lun, live).remedy)
     if found is Condition.HEALTHY:
         return None
     status, health = state_of(document, observed, lun)

@@ -13,6 +13,7 @@ from blkrecov import tasks as tasks_
 from blkrecov import views
 from blkrecov.array import Array
 from blkrecov.catalog import Discovered
+from blkrecov.condition import suspended
 from blkrecov.model import Drive, Lun, Task, TaskState
 from blkrecov.overview import Overview, Work, report
 from blkrecov.running import Progress
@@ -41,7 +42,8 @@ def drive(array: Array, drive: Drive) -> Json:
 
 def lun(array: Array, lun: Lun) -> Json:
     """With "trouble": why it could not be brought up, or empty."""
-    trouble = array.trouble.get(lun.uuid)
+    live = array.observed.holding(lun)
+    trouble = suspended(lun, live) if live else array.trouble.get(lun.uuid)
     return {**array.lun_json(lun), "trouble": trouble.message if trouble else ""}
 
 
@@ -81,6 +83,7 @@ def overview(array: Array, *, running: bool = True) -> Overview:
         observed=array.observed,
         work=tuple(Work(task=item.task, phase=item.phase, done=item.done, total=item.total) for item in progress),
         trouble=dict(array.trouble),
+        stalled=array.stalled(),
         at_s=time.monotonic(),
     )
 

@@ -14,8 +14,9 @@ from blkrecov import catalog, family, objects, tasks
 from blkrecov.catalog import Discovered
 from blkrecov.dmrp import notify, storage
 from blkrecov.dmrp.storage import ObjectList
-from blkrecov.engine import Engine, Lock
+from blkrecov.engine import Engine
 from blkrecov.events import EventKind, EventLog
+from blkrecov.locks import Lock
 from blkrecov.model import Document, Phase, Task, TaskKind
 from blkrecov.objects import ObjectFile
 from blkrecov.settings import Settings

@@ -7,7 +7,7 @@ devices is asked in a thread, and if that does not come soon, what was seen last
 import asyncio
 import dataclasses
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Final, TypeAlias
@@ -20,6 +20,7 @@ from blkrecov.metrics import Care, exposition
 from blkrecov.observed import Live
 from blkrecov.overview import Overview
 from blkrecov.survey import counted
+from blkrecov.suspensions import Suspensions
 from blkrecov.worker import Worker
 
 # Whoever scrapes waits for ten seconds as a rule.
@@ -27,6 +28,7 @@ PATIENCE_S: Final = 1.0
 
 Devices: TypeAlias = Mapping[UUID, Mapping[str, Live]]
 """By array, and by device-mapper UUID."""
+Seen: TypeAlias = Sequence[tuple[Overview, Suspensions]]
 
 
 class Scrapes:
@@ -39,8 +41,9 @@ class Scrapes:
     async def text(self) -> str:
         """The exposition."""
         workers = list(self._workers.values())
-        known = [worker.overview for worker in workers if worker.overview is not None]
-        devices = await self._devices(known)
+        seen = [(worker.overview, worker.suspensions) for worker in workers if worker.overview is not None]
+        known = [overview for overview, _ in seen]
+        devices = await self._devices(seen)
         now = [
             dataclasses.replace(each, observed=dataclasses.replace(each.observed, devices=devices[each.document.array]))
             if each.document.array in devices
@@ -52,7 +55,7 @@ class Scrapes:
         ]
         return exposition([counted(each) for each in now], care)
 
-    async def _devices(self, known: Sequence[Overview]) -> Devices:
+    async def _devices(self, known: Seen) -> Devices:
         """Empty where the kernel does not tell in time. Then it is not asked again before it has."""
         if self._look is None or self._look.done():
             self._look = Future()
@@ -63,11 +66,11 @@ class Scrapes:
         return look.result() if look.done() else {}
 
 
-def _look(known: Iterable[Overview], future: "Future[Devices]") -> None:
+def _look(known: Seen, future: "Future[Devices]") -> None:
     found = {}
     try:
         with suppress(BlkrecovError, OSError), Control() as control:
-            for each in known:
-                found[each.document.array] = observer.devices(control, each.document)
+            for each, suspensions in known:
+                found[each.document.array] = observer.devices(control, each.document, suspensions)
     finally:
         future.set_result(found)

@@ -61,6 +61,10 @@ class Settings:
         """Where the daemon listens for arrays that are new on this machine."""
         return self.state / "arrays.bell"
 
+    def bell_of(self, array: UUID) -> Path:
+        """Where an array's monitor listens, or who waits to open it. Short, because a socket's path may have 107 bytes."""
+        return self.state / f"{array.hex[:8]}.bell"
+
 
 def metrics_place(configuration: Path = CONFIGURATION) -> Address | Path | None:
     """Where metrics are to be served; None where they are not. Only whoever serves them asks, for no other is a mistake in it.

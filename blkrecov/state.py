@@ -36,7 +36,7 @@ class ArrayState:
     rate_max: int = 0
     drives: tuple[Json, ...] = ()
     luns: tuple[Json, ...] = ()
-    """With "trouble": why a LUN could not be brought up."""
+    """With "trouble": why a LUN could not be brought up, or cannot be used."""
     tasks: tuple[Json, ...] = ()
     """With "phase", "done" and "total" of it, "rate_min" and "rate_max"."""
 

@@ -19,7 +19,7 @@ from blkrecov.overview import Overview
 
 def survey(array: Array, control: Control) -> Overview:
     """What there is to see of an array now."""
-    observed = dataclasses.replace(array.observed, devices=observer.devices(control, array.document))
+    observed = dataclasses.replace(array.observed, devices=observer.devices(control, array.document, array.suspensions))
     return counted(dataclasses.replace(rows.overview(array), observed=observed))
 
 

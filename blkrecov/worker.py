@@ -4,7 +4,9 @@ Whatever blocks in the kernel blocks this thread and nobody else. It tells what 
 (ArrayState), so whoever wants to know asks that value, never the thread. A call is a function of the open array, which is carried
 out between two sleeps, under the lock and on what other processes may have changed meanwhile.
 
-An array that cannot be opened, or whose monitor has ended in an error, is tried again after a while, and when somebody calls.
+An array that cannot be opened, or whose monitor has ended in an error, is tried again when somebody calls, when another process
+has written to it, and when something has changed where its drives are looked for (blkrecov.drives.arrivals). Else after a while,
+and each time after a longer one: what was in the way may be something that tells nobody when it goes.
 """
 
 import dataclasses
@@ -20,14 +22,16 @@ from uuid import UUID
 
 from blkrecov import rows
 from blkrecov.array import Array
-from blkrecov.bell import Bell
+from blkrecov.bell import Bell, ring
 from blkrecov.dm.events import EventWatcher
+from blkrecov.drives import arrivals
 from blkrecov.drives.watch import DriveWatcher
-from blkrecov.errors import BlkrecovError, Code
-from blkrecov.monitor import AGAIN_S, Monitor
+from blkrecov.errors import BlkrecovError, Code, DeviceInUse
+from blkrecov.monitor import AGAIN_MOST_S, AGAIN_S, Monitor
 from blkrecov.overview import Overview
-from blkrecov.settings import Settings, is_stopped
+from blkrecov.settings import Settings, is_stopped, remembered
 from blkrecov.state import ArrayState
+from blkrecov.suspensions import Suspensions
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +59,7 @@ class Worker:
 
     def __init__(self, settings: Settings, uuid: UUID, name: str, publish: Callable[[ArrayState], None]) -> None:
         self.name: Final = name
+        self.suspensions: Final = Suspensions.of(settings.volatile, uuid)
         self._settings = settings
         self._publish = publish
         self._calls: deque[_Call] = deque()
@@ -76,7 +81,7 @@ class Worker:
         self._ended = True
         if (monitor := self._monitor) is not None:
             monitor.end()
-        self._wake.set()
+        self._rouse()
 
     def join(self, timeout_s: float) -> bool:
         """Whether the thread has ended by then."""
@@ -114,14 +119,18 @@ class Worker:
         """
         future: Future[T] = Future()
         self._calls.append(_Call(what, function, future))
-        self._wake.set()
-        if (monitor := self._monitor) is not None:
-            monitor.wake()
+        self._rouse()
         return future
+
+    def _rouse(self) -> None:
+        """Wake the monitor, or whoever waits for a reason to open the array: both listen to the array's bell."""
+        self._wake.set()
+        ring(self._settings.bell_of(self._state.uuid))
 
     # In the thread.
 
     def _run(self) -> None:
+        patience_s = AGAIN_S
         while not self._ended:
             self._wake.clear()
             if is_stopped(self._settings, self._state.uuid) and not self._calls:
@@ -132,6 +141,7 @@ class Worker:
             self._is_at("is being opened")
             try:
                 with Array.opened(self._settings, str(self._state.uuid)) as array:
+                    patience_s = AGAIN_S
                     self._monitor = _Attendant(self, array)
                     self._monitor.run()
             except BlkrecovError as error:
@@ -141,8 +151,21 @@ class Worker:
                 self._failed(Unexpected(f"{type(error).__name__}: {error}"))
             finally:
                 self._monitor = None
-            if not self._ended:
-                self._wake.wait(AGAIN_S)
+            if not self._ended and not self._rest(patience_s):
+                patience_s = min(2 * patience_s, AGAIN_MOST_S)
+
+    def _rest(self, patience_s: float) -> bool:
+        """Until there is a reason to open the array again. False when there was none in time."""
+        uuid = self._state.uuid
+        paths = [path for array in remembered(self._settings) if array.uuid == uuid for path in array.paths]
+        before = arrivals.present(paths, self._settings.directories)
+        try:
+            with Bell(self._settings.bell_of(uuid)) as bell:
+                if self._wake.is_set():
+                    return True
+                return arrivals.wait(before, paths, self._settings.directories, bell.fileno(), patience_s)
+        except (DeviceInUse, OSError):  # Another process looks after it; or there is nothing to be had to wait with.
+            return self._wake.wait(patience_s)
 
     def _failed(self, error: BlkrecovError) -> None:
         if error.message != self._state.trouble:

@@ -330,7 +330,7 @@ INTERFACES: Final = {
                 Property("Size", "t", ""),
                 Property("Status", "s", "VDS_LUN_STATUS in lower case without prefix."),
                 Property("Health", "s", "VDS_HEALTH in lower case without prefix."),
-                Property("Trouble", "s", "Why it could not be brought up; empty if it could."),
+                Property("Trouble", "s", "Why it could not be brought up, or cannot be used; else empty."),
                 Property("Incomplete", "s", "Why its contents are not whole, and it is not ready; empty if they are."),
                 Property("Device", "s", "Its SCSI disk, /dev/sdX; empty if it has none."),
                 Property("Node", "s", "Its device-mapper node."),

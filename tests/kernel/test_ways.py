@@ -122,7 +122,7 @@ def cell(world: World, going: Going, coming: Coming) -> None:
             time.sleep(0.01)
         seconds = "" if going.stopped or going.unseen else f"{time.monotonic() - at:.2f} s"
         # Once the monitor has let go of the lock it has done what is due.
-        with locked(lab.settings):
+        with locked(lab.settings, lab.name):
             pass
         for offset in (HALF + 8 * PIECE, HALF + 9 * PIECE):
             assert world.write("mirror", offset)

@@ -1,5 +1,7 @@
 """What is not well, in which words, and what to do about it; how busy all of it is."""
 
+import dataclasses
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from blkrecov import provision, traffic
 from blkrecov.condition import state_of
 from blkrecov.errors import OutOfResources
 from blkrecov.model import Document, DriveStatus, Health, Layout, MemberState
-from blkrecov.observed import Observed
+from blkrecov.observed import Live, Observed
 from blkrecov.overview import Overview, Problem, activity, problems, report, sample, summary, sync_ratio
 from blkrecov.traffic import Rates
 from blkrecov.units import MIB
@@ -38,6 +40,40 @@ def test_a_healthy_array_has_no_problem() -> None:
     assert problems(shown) == ()
     assert summary(shown) == "array lab is healthy: 2 drives, 1 LUN"
     assert report(shown) == {"healthy": True, "summary": summary(shown), "problems": [], "tasks": []}
+
+
+def test_a_lun_that_somebody_else_has_suspended() -> None:
+    """Whatever else is to be said of it: nothing that its users wait for comes back before that."""
+    document = provision.fail_drive(mirror(spares=1), "d1").document
+    lun = document.lun("v")
+    top = Live(
+        name="blkrecov-lab-v",
+        uuid=f"BLKRECOV-{lun.uuid.hex}-lun",
+        number="253:9",
+        table=(),
+        status=(),
+        suspended=True,
+        inactive=False,
+        open_count=1,
+        held=True,
+    )
+    observed = seen(document, raid_words("AD"))
+    shown = overview(document, dataclasses.replace(observed, devices={**observed.devices, top.uuid: top}))
+    assert lines(shown)[1] == (
+        "LUN v is suspended, and not by the array: all that is asked of it waits",
+        "let it go on with: dmsetup resume blkrecov-lab-v",
+    )
+    assert summary(shown).startswith("array lab is not healthy: drive d1 failed, LUN v suspended;")
+
+
+def test_a_drive_that_does_not_answer() -> None:
+    """It is online as far as anybody knows."""
+    document = mirror()
+    error = OutOfResources("/dev/loop1 does not answer: far is suspended", remedy="dmsetup resume far")
+    shown = dataclasses.replace(well(document), stalled={document.drive("d1").uuid: error})
+    assert lines(shown) == [
+        ("drive d1 is stalled: /dev/loop1 does not answer: far is suspended", "dmsetup resume far"),
+    ]
 
 
 def test_a_degraded_lun_with_a_drive_to_spare() -> None:
