@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 from uuid import UUID
 
@@ -24,7 +25,7 @@ from dbus_fast.aio import MessageBus
 
 from blkrecov.array import Array
 from blkrecov.bus import interfaces
-from blkrecov.bus.interfaces import INTERFACES, MANAGED, MANAGER, SESSION, STANDARD, TASK, Interface, Method
+from blkrecov.bus.interfaces import ARRAY, INTERFACES, MANAGED, MANAGER, SESSION, STANDARD, TASK, Interface, Method
 from blkrecov.bus.methods import HANDLERS, Options, Result
 from blkrecov.bus.objects import (
     ROOT,
@@ -60,6 +61,7 @@ T = TypeVar("T")
 BEGIN_S: Final = 10.0
 _ENDED: Final = {state.value for state in TaskState if state.ended}
 _INTEGERS: Final = "ynqiuxt"
+_MACHINE_ID: Final = Path("/etc/machine-id")
 
 
 class Arrays(Protocol):
@@ -148,8 +150,10 @@ class Service:
             if array_of(path) == state.uuid and (path not in after or _ended(after[path])):
                 for message in self._waiting.pop(path):
                     self._answer_wait(message, after.get(path))
+        # A short task has ended before anything was told of it; those found when the array is first opened have ended long ago.
+        was_open = bool(before) and before[array_path(state.uuid)][ARRAY]["Sequence"] > 0
         for path, known in after.items():
-            if TASK in known and path in before and _ended(known) and not _ended(before[path]):
+            if was_open and _ended(known) and not _ended(before.get(path, {})):
                 self._signal(path, TASK, "Completed", "ssuss", _outcome(known))
 
     def _tell(self, before: Objects, after: Objects) -> None:
@@ -181,10 +185,16 @@ class Service:
             if not owner:
                 self._client_left(name)
             return None
-        if message.message_type is not MessageType.METHOD_CALL or message.interface == interfaces.PEER:
+        if message.message_type is not MessageType.METHOD_CALL:
+            return None
+        if message.interface == interfaces.PEER and message.member != "GetMachineId":
             return None
         try:
-            self._dispatch(message)
+            if message.interface == interfaces.PEER:
+                # dbus-fast would ask the bus, and Debian's lets nobody ask it that.
+                self._reply(message, "s", [_MACHINE_ID.read_text().strip()])
+            else:
+                self._dispatch(message)
         except (StandardError, BlkrecovError) as error:
             self._fail(message, error)
         except Exception as error:
