@@ -110,7 +110,7 @@ def ended() -> Json:
     drives = {name: named(DRIVE, name, array) for name in ("d0", "d1", "d2")}
     call(drives["d1"], DRIVE, "Reconnect a{sv} 0")
     call(drives["d1"], DRIVE, "SetHotSpare ba{sv} true 0")
-    call(array, ARRAY, f"Configure a{{sv}} 1 rate-max t {(192 if LONG else 512) * KIB}")
+    call(array, ARRAY, f"Configure a{{sv}} 1 rate-max t {(64 if LONG else 192) * KIB}")
     report: Json = {}
     with mounted(disk, point):
         for _ in range(8):
@@ -127,7 +127,7 @@ def ended() -> Json:
         copy, _ = call(vol, LUN, f"CreateShadowCopy sa{{sv}} tuesday 1 store t {SIZE}")
         files.ruin()
     # Rates are md's; what copies a shadow copy knows none.
-    call(drives["d2"], DRIVE, f"Fail a{{sv}} 1 slow t {1000 if LONG else 250}")
+    call(drives["d2"], DRIVE, f"Fail a{{sv}} 1 slow t {500 if LONG else 250}")
     with Client.connected() as client:
         session = client.call(array, ARRAY, "InitializeForRestore", "a{sv}", {})
         client.call(session, SESSION, "Add", "ssa{sv}", copy, "", {})

@@ -170,7 +170,7 @@ def shown(*words: str) -> Any:
 
 
 def by_commands() -> Json:
-    """The same with array `shell`, a LUN with parity, and a shadow copy that is a full one."""
+    """The same with array `shell`, and a LUN with parity."""
     journal, point = Journal(), Path("/mnt/data")
     run("blkrecov", "array", "create", "shell")
     for number in range(4):
