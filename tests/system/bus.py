@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from blkrecov.bus.interfaces import MANAGER, NAME
+from blkrecov.bus.interfaces import NAME
 from blkrecov.bus.objects import ROOT
 from tests.system.guest import DEADLINE_S, run
 from tests.system.machine import Json
@@ -20,10 +20,9 @@ T = TypeVar("T")
 _LOOK_S: Final = 0.2
 
 
-def busctl(line: str, *, user: str | None = None, expect: int | None = 0) -> Any:
+def busctl(line: str) -> Any:
     """What `busctl --json=short` prints for this line: a list of what a method gives, a property's value; None for nothing."""
-    who = ["runuser", "--user", user, "--"] if user else []
-    said = run(*who, "busctl", "--json=short", *shlex.split(line), expect=expect)
+    said = run("busctl", "--json=short", f"--timeout={DEADLINE_S}", *shlex.split(line))
     return json.loads(said)["data"] if said.strip() else None
 
 
@@ -42,11 +41,6 @@ def named(interface: str, name: str, within: str = ROOT) -> str:
     found = busctl(f"call {NAME} {ROOT} org.freedesktop.DBus.ObjectManager GetManagedObjects")[0]
     paths: list[str] = [path for path in found if path.startswith(within) and interface in found[path]]
     return next(path for path in paths if found[path][interface]["Name"]["data"] == name)
-
-
-def arrays() -> list[str]:
-    found: list[str] = get(ROOT, MANAGER, "Arrays")
-    return found
 
 
 def until(what: str, ask: Callable[[], T]) -> T:
