@@ -73,7 +73,10 @@ def service(booted_again: dict[str, Json], figure: Callable[[str], None]) -> Jso
         f"seconds: the story by D-Bus {seconds['bus']}, by commands {seconds['commands']}; the service ended in the midst "
         f"{seconds['ended']}, held up {seconds['slow']}, asked by others {seconds['others']}"
     )
-    figure(f"beside them {wrote['writes']} writes; the longest took {wrote['longest_s']:.2f} s")
+    figure(
+        f"beside them {wrote['writes']} writes; the longest took {wrote['longest_s']:.2f} s, "
+        f"one to memory {report['unhindered_s']:.2f} s"
+    )
     return report
 
 

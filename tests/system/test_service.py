@@ -90,7 +90,7 @@ def test_no_write_waits_for_the_service(service: Json) -> None:
     """LUNs are the kernel's: one beside those that were worked on was written to all the time."""
     written = service["written"]
     assert (written["trouble"], written["writes"] > 100) == (None, True)
-    assert written["longest_s"] < GAP_S
+    assert written["longest_s"] < GAP_S + service["unhindered_s"]
 
 
 def test_the_group_reads_everything_and_changes_nothing(service: Json) -> None:
