@@ -216,6 +216,9 @@ class Runner:
             # What pytest makes of the files is kept beside them: done here once, for a guest takes seconds and forgets it.
             collect = [sys.executable, "-m", "pytest", "tests/kernel", "-q", "--collect-only", "-p", "no:cacheprovider"]
             self.run(collect, quiet=True)
+        if lane == "system":
+            # One job: its files share a machine, and to set that up takes as long as most of them.
+            return [Job(lane, "tests/system", partial(self._around_guests, ROOT / "tests/system"))]
         files = sorted(
             ROOT.glob(f"tests/{lane}/test_*.py"),
             key=lambda file: SLOWEST.index(file.name) if file.name in SLOWEST else len(SLOWEST),
@@ -241,7 +244,7 @@ class Runner:
         return results(junit, status, "pytest tests/unit", strict=False), output
 
     def _around_guests(self, file: Path) -> tuple[Counts, str]:
-        """Run one file of tests, which boots guests itself."""
+        """Run one file of tests, or a directory of them, which boots guests itself."""
         test = str(file.relative_to(ROOT))
         junit = self._scratch / f"{file.stem}.xml"
         command = [

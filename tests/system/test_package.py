@@ -1,41 +1,12 @@
 """The Debian package on a machine that runs systemd: installed, used, restarted, upgraded, purged and installed again.
 
-One machine is started twice; what the tests look at is what the guest has noted on the way (tests/system/guest.py).
+What the tests look at is what the guest has noted on the way (tests/system/guest.py).
 """
 
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from tests.system.machine import Json, Machine
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    return Machine(tmp_path_factory.mktemp("machine"))
-
-
-@pytest.fixture(scope="module")
-def first(machine: Machine, built: tuple[Path, Path], figure: Callable[[str], None]) -> Json:
-    report = machine.boot("first", str(built[1]))
-    figure(f"installed in {report['install_s']:.1f} s; {report['security'].lstrip('→ ')}")
-    return report
-
-
-@pytest.fixture(scope="module")
-def second(machine: Machine, first: Json, built: tuple[Path, Path], figure: Callable[[str], None]) -> Json:
-    report = machine.boot("second", str(built[1]))
-    came, wrote = report["came"], report["written"]
-    figure(
-        f"seconds after the start: drives' file system mounted {came['srv-drives.mount']:.1f}, arrays brought up "
-        f"{report['arrays_began']:.1f} to {came['blkrecov-arrays.service']:.1f}, LUN mounted {came['data.mount']:.1f}"
-    )
-    figure(
-        f"upgrade, purge and installation beside {wrote['writes']} writes; the longest took {wrote['longest_s']:.2f} s"
-    )
-    return report
+from tests.system.machine import Json
 
 
 def test_the_wheel_is_whole(built: tuple[Path, Path]) -> None:
