@@ -38,11 +38,6 @@ def wait(before: Places, paths: Iterable[str], directories: Iterable[str], also:
     with ExitStack() as closing:
         changes = INotify(nonblocking=True)
         closing.callback(changes.close)
-        for directory in {_existing(Path(path).parent) for path in paths} | {
-            _existing(Path(each)) for each in directories
-        }:
-            with suppress(OSError):
-                changes.add_watch(directory, _CHANGES)
         uevents = pyudev.Monitor.from_netlink(pyudev.Context(), source="kernel")
         uevents.filter_by("block")
         uevents.start()
@@ -51,8 +46,15 @@ def wait(before: Places, paths: Iterable[str], directories: Iterable[str], also:
         for number in (changes.fileno(), uevents.fileno(), also):
             poll.register(number, select.POLLIN)
         poll.register(mounts, select.POLLPRI)
-        # Looked at after the watches are there: what comes in between is seen by the one or the other.
-        while present(paths, directories) == before:
+        wanted = {*(Path(path).parent for path in paths), *map(Path, directories)}
+        while True:
+            # A directory may have come, and what is in it has to be watched too.
+            for directory in {_existing(each) for each in wanted}:
+                with suppress(OSError):
+                    changes.add_watch(directory, _CHANGES)
+            # Looked at after the watches are there: what comes in between is seen by the one or the other.
+            if present(paths, directories) != before:
+                return True
             left_s = deadline - time.monotonic()
             ready = poll.poll(1000 * left_s) if left_s > 0 else []
             if not ready:
@@ -63,7 +65,6 @@ def wait(before: Places, paths: Iterable[str], directories: Iterable[str], also:
             with suppress(OSError):  # ENOBUFS: there was more than the kernel keeps for us.
                 while uevents.poll(timeout=0) is not None:
                     pass
-    return True
 
 
 def _disks() -> Iterator[tuple[str, ...]]:
