@@ -52,6 +52,7 @@ from blkrecov.steps import (
     Unexport,
     ZeroExtent,
 )
+from blkrecov.suspensions import Suspensions
 from blkrecov.units import Sectors, in_bytes
 
 Undo: TypeAlias = Callable[[], object]
@@ -59,10 +60,19 @@ _NODES: Final = "/dev/mapper/"
 
 
 class Actor:
-    def __init__(self, array: UUID, control: Control, exporter: Exporter, counter: IoCounter, freezer: Freezer) -> None:
+    def __init__(
+        self,
+        array: UUID,
+        control: Control,
+        exporter: Exporter,
+        counter: IoCounter,
+        freezer: Freezer,
+        suspensions: Suspensions,
+    ) -> None:
         self._array = array
         self._control = control
         self._freezer = freezer
+        self._suspensions = suspensions
         self._exporter = exporter
         self._counter = counter
 
@@ -84,13 +94,15 @@ class Actor:
                 self._control.clear(step.name)
             case Resume():
                 start = self._sync_start(self._control.table(step.name))
-                self._control.resume(step.name, visible=step.visible)
+                self._resume(step.name, visible=step.visible)
                 start.wait(step.name)
                 self._show(step.name, visible=step.visible)
             case Suspend():
+                if step.visible:
+                    self._suspensions.begin(step.name)
                 # Whoever wants what is mounted from it frozen has done so, and the kernel freezes nothing twice.
                 self._control.suspend(step.name, freeze=False)
-                return partial(self._control.resume, step.name, visible=step.visible)
+                return partial(self._resume, step.name, visible=step.visible)
             case FreezeFilesystems():
                 self._freezer.freeze(step.devices)
                 return self._freezer.thaw
@@ -186,6 +198,11 @@ class Actor:
         start.wait(name)
         self._show(name, visible=visible)
 
+    def _resume(self, name: str, *, visible: bool) -> None:
+        self._control.resume(name, visible=visible)
+        if visible:
+            self._suspensions.end(name)
+
     def _show(self, name: str, *, visible: bool) -> None:
         """What people use has its node when we say that it is there; layers are found by number."""
         if visible:
@@ -201,7 +218,7 @@ class Actor:
         if any(line.kind == "raid" for line in before):
             self._let_last_failures_settle(step.name)
         start = self._sync_start(table)
-        self._control.replace(
+        self._swap(
             step.name,
             table,
             visible=step.visible,
@@ -222,7 +239,21 @@ class Actor:
             # Not taken back: an old raid table would find superblocks that the new one has written; an old mirror would not know
             # what was written without it.
             return None
-        return partial(self._control.replace, step.name, before, visible=step.visible, flush=False, freeze=False)
+        return partial(self._swap, step.name, before, visible=step.visible, flush=False, freeze=False)
+
+    def _swap(
+        self, name: str, table: Table, *, visible: bool, flush: bool, freeze: bool, read_only: bool = False
+    ) -> None:
+        replace = partial(self._control.replace, name, table, flush=flush, freeze=freeze, read_only=read_only)
+        if not visible:
+            replace(visible=False)
+            return
+        self._suspensions.begin(name)
+        try:
+            replace(visible=True)
+        finally:
+            if not self._control.info(name).suspended:
+                self._suspensions.end(name)
 
     def _revive(self, step: Revive) -> None:
         table = self._control.table(step.name)

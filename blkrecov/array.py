@@ -33,14 +33,14 @@ from blkrecov import (
     turns,
 )
 from blkrecov.catalog import Discovered
-from blkrecov.condition import fills_up, state_of
+from blkrecov.condition import fills_up, state_of, suspended
 from blkrecov.converge import Group, converge, converge_ports, take_note
 from blkrecov.dm import counters, names
 from blkrecov.dm.events import EventWatcher
 from blkrecov.dm.speed import SpeedLimits
 from blkrecov.dm.status import LegHealth, RaidStatus, SnapshotUsage, SyncAction
 from blkrecov.drives.scan import Found
-from blkrecov.engine import Lock, failed_on, fresh_ids
+from blkrecov.engine import failed_on, fresh_ids
 from blkrecov.errors import (
     AnotherCallInProgress,
     BlkrecovError,
@@ -55,6 +55,7 @@ from blkrecov.errors import (
     resources,
 )
 from blkrecov.governor import MD_MINIMUM, Governor
+from blkrecov.locks import Lock
 from blkrecov.model import (
     Document,
     Drive,
@@ -98,6 +99,7 @@ class Array(Restoring):
         self._impossible: dict[UUID, str] = {}
         self._scrub_tried: dict[UUID, float] = {}
         self._filling: set[UUID] = set()
+        self._held: set[UUID] = set()
         self._speed = SpeedLimits()
         self._governor = Governor()
 
@@ -162,7 +164,9 @@ class Array(Restoring):
             self.refuse_mistaken()
             lun = self.document.lun(name)
             drive = self.document.drive(spare) if spare else None
-            proposal, task = recover.propose(self.document, self.observed, lun, drive, fresh_ids())
+            usable = self.without_stalled(lun.drives | ({drive.uuid} if drive else frozenset()))
+            proposal, task = recover.propose(usable, self.observed, lun, drive, fresh_ids())
+            proposal = self.as_they_are(proposal)
             if task.state.ended and lun.uuid in self.trouble:
                 raise self.trouble[lun.uuid]  # No member is lost, but the LUN could not be brought up.
             self.verify(proposal.document.lun_of(lun.uuid))
@@ -198,6 +202,7 @@ class Array(Restoring):
             self.refuse_mistaken()
             proposal, task = shadows.propose(self.document, self.observed, requests, fresh_ids(), self.blanking)
             for request in requests:
+                self.refuse_held(self.document.lun(request.origin))
                 self.verify(self.document.lun(request.origin))
             return proposal, task
 
@@ -214,7 +219,7 @@ class Array(Restoring):
             lun.uuid for lun in before.luns if state_of(before, self.observed, lun)[0] is LunStatus.FAILED
         }
         with resources():
-            self.reconnect_drive(dataclasses.replace(proposal, document=document), found)
+            self.reconnect_drive(dataclasses.replace(proposal, document=document).explaining(task), found)
             self._tell_losses(before)
             self._note()
         if said := self._mount_again(failed):
@@ -281,7 +286,7 @@ class Array(Restoring):
         `holding` ends when the proposal is carried out: what follows may be the task's end already.
         """
         with resources(), holding or nullcontext():
-            self.carry_out(proposal)
+            self.carry_out(proposal.explaining(task))
         return self._started(task)
 
     def _started(self, task: Task) -> Task:
@@ -853,6 +858,7 @@ class Array(Restoring):
         self.advance_all()
         self._scrub_by_itself(int(now))
         self._tell_filling()
+        self._tell_held()
         self.tell_objects()
 
     def _note(self, *, settle: bool = True, before: Document | None = None) -> bool:
@@ -879,9 +885,9 @@ class Array(Restoring):
         for drive in self.document.drives:
             earlier = known.get(drive.uuid, drive)
             if earlier.online and not drive.online:
-                self._tell(
-                    "drive_failed", f"drive {drive.name} is {drive.status.value}: {drive.reason}", drive=drive.name
-                )
+                message = f"drive {drive.name} is {drive.status.value}: {drive.reason}"
+                remedy = f"mend it and bring it back with: blkrecov drive reconnect {drive.name}"
+                self._tell("drive_failed", message, drive=drive.name, remedy=remedy)
             if drive.online and earlier.status in (DriveStatus.FAILED, DriveStatus.REMOVED, DriveStatus.OFFLINE):
                 self._tell("drive_returned", f"drive {drive.name} is back", drive=drive.name)
             if drive.fault is not None and earlier.fault is None:
@@ -947,6 +953,17 @@ class Array(Restoring):
                 remedy = f"give it more room: blkrecov snapshot extend {lun.name} --store {size}"
                 self._tell("snapshot_filling", message, lun=lun.name, remedy=remedy)
 
+    def _tell_held(self) -> None:
+        """A LUN that somebody else has suspended is told once."""
+        for lun in self.document.luns:
+            live = self.observed.holding(lun)
+            if live is None:
+                self._held.discard(lun.uuid)
+            elif lun.uuid not in self._held:
+                self._held.add(lun.uuid)
+                error = suspended(lun, live)
+                self._tell("lun_suspended", error.message, lun=lun.name, remedy=error.remedy)
+
     def _recover_by_itself(self) -> None:
         wanted = self.document.auto_recover
         if wanted is None:
@@ -975,7 +992,7 @@ class Array(Restoring):
         if self._impossible.get(lun.uuid) != error.message:
             self._impossible[lun.uuid] = error.message
             message = f"LUN {lun.name} cannot be recovered: {error.message}"
-            self._tell("recovery_impossible", message, lun=lun.name, remedy=error.remedy)
+            self._tell("recovery_impossible", message, lun=lun.name, code=error.code.name, remedy=error.remedy)
 
     def _scrub_by_itself(self, now: int) -> None:
         """One LUN at a time: scrubs that share drives slow each other down, and nobody waits for them."""

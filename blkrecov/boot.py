@@ -24,8 +24,9 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 from uuid import UUID
 
+from blkrecov import journal
 from blkrecov.errors import BlkrecovError, DeviceInUse, InvalidArgument
-from blkrecov.settings import Remembered, Settings, remembered
+from blkrecov.settings import Remembered, Settings, is_stopped, remembered
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +45,17 @@ def unit_of(array: UUID) -> str:
 
 
 def start(settings: Settings, array: str | None = None) -> None:
-    """Bring up an array, or all that are not up. What is wrong with one is logged."""
-    up = arrays_up().values()
+    """Bring up an array, or all that are not up. What is wrong with one is logged.
+
+    One that somebody has stopped stays so when its unit is started for the sake of another's start; who starts all means it too.
+    """
+    up = set(arrays_up().values())
     for known in remembered(settings):
-        if array == str(known.uuid) or (array is None and not {str(known.uuid), known.name} & set(up)):
+        if array is None:
+            wanted = not {str(known.uuid), known.name} & up
+        else:
+            wanted = array == str(known.uuid) and not is_stopped(settings, known.uuid)
+        if wanted:
             _bring_up(settings, known)
 
 
@@ -191,7 +199,8 @@ def _settings() -> Settings:
 
 def main() -> None:
     """start [UUID] | stop [UUID] | stop-idle | generator NORMAL EARLY LATE"""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.INFO)
+    journal.log_as("blkrecov", logging.INFO)
+    journal.show_events()
     settings = _settings()
     well = True
     try:

@@ -12,6 +12,7 @@ import dataclasses
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,8 @@ from uuid import UUID, uuid4
 import msgspec
 
 from blkrecov import model
+from blkrecov.dm import names
+from blkrecov.dm.stalled import Stalled
 from blkrecov.drives import label as format_
 from blkrecov.drives.scan import Found, scan
 from blkrecov.drives.store import DriveStore, IoCounter
@@ -35,6 +38,7 @@ from blkrecov.model import Document, DriveStatus
 from blkrecov.settings import Remembered, Settings, published, remembered, sequence_file
 
 CARRIERS: Final = 5
+_BLOCK: Final = Path("/sys/block")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,35 +59,68 @@ class Discovered:
     """The version of the document that a drive has, of those that have one."""
     doubles: frozenset[UUID] = frozenset()
     """Those of them that more than one thing says it is: nothing is wrong with any."""
+    stalled: frozenset[UUID] = frozenset()
+    """Those of them that would not have answered, and were not asked."""
 
     def status_of(self, drive: UUID) -> DriveStatus:
         """What to call a drive that cannot be used."""
         if drive not in self.reasons:
             return DriveStatus.REMOVED
-        return DriveStatus.OFFLINE if drive in self.doubles else DriveStatus.FAILED
+        return DriveStatus.OFFLINE if drive in self.doubles | self.stalled else DriveStatus.FAILED
 
 
-def discover(settings: Settings, counter: IoCounter) -> tuple[Discovered, ...]:
-    """Every array of this machine, by name. Looks at more and more places while known arrays have drives missing."""
+def discover(
+    settings: Settings, counter: IoCounter, *, passing: frozenset[str] = frozenset()
+) -> tuple[Discovered, ...]:
+    """Every array of this machine, by name. Looks at more and more places while known arrays have drives missing.
+
+    Of the arrays `passing`, which this machine knows, the names are all that is to be told: those of their drives that serve are
+    not looked at, since others may wait for them in vain.
+    """
     known = remembered(settings)
+    # Before their documents are read: another process may write a version meanwhile.
+    newest = _published(settings)
     for deep in (False, True):
-        hints = [path for array in known for path in array.paths]
-        found = _discover(settings, counter, known, hints, deep=deep)
+        hints = [path for array in known if array.name not in passing for path in array.paths]
+        found = _discover(settings, counter, known, hints, passing, deep=deep)
         # Drives that the documents name in other places than the state directory does.
         more = [drive.path for array in found if array.document for drive in array.document.drives]
         if set(more) - set(hints):
-            found = _discover(settings, counter, known, [*hints, *more], deep=deep)
-        found = tuple(_unless_stale(settings, array) for array in found)
-        if found and all(_complete(array) for array in found):
+            found = _discover(settings, counter, known, [*hints, *more], passing, deep=deep)
+        found = tuple(_unless_stale(settings, array, newest.get(array.uuid)) for array in found)
+        if found and all(_complete(array) for array in found if array.name not in passing):
             break
     return found
 
 
-def _unless_stale(settings: Settings, array: Discovered) -> Discovered:
+def _published(settings: Settings) -> dict[UUID, int]:
+    """The newest version of each array's document that this machine knows of."""
+    found = {}
+    for file in settings.state.glob("*.sequence"):
+        with suppress(ValueError):
+            array = UUID(file.stem)
+            if (sequence := published(settings, array)) is not None:
+                found[array] = sequence
+    return found
+
+
+def serving(arrays: frozenset[str]) -> frozenset[int]:
+    """The device numbers of the drives that serve these arrays, by the names of their ports. Asks sysfs, and no drive."""
+    found = set()
+    for file in _BLOCK.glob("dm-*/dm/name") if arrays else ():
+        with suppress(OSError):
+            parts = names.split_dm_name(file.read_text().strip())
+            if parts is not None and parts[0] in arrays and parts[1:2] == ("drive",):
+                for number in file.parents[1].glob("slaves/*/dev"):
+                    major, _, minor = number.read_text().strip().partition(":")
+                    found.add(os.makedev(int(major), int(minor)))
+    return frozenset(found)
+
+
+def _unless_stale(settings: Settings, array: Discovered, newest: int | None) -> Discovered:
     """With trouble, if this machine knows of a newer configuration than was found: a drive that failed has an old one, in which
     it is well, and LUNs brought up by that would show what was overwritten since.
     """
-    newest = published(settings, array.uuid)
     document = array.document
     if document is None or not document.drives or newest is None or newest <= document.sequence:
         return array
@@ -100,13 +137,21 @@ def _unless_stale(settings: Settings, array: Discovered) -> Discovered:
 def _complete(array: Discovered) -> bool:
     if array.document is None:
         return not array.trouble
-    return not array.trouble and all(drive.uuid in array.drives or not drive.online for drive in array.document.drives)
+    # What does not answer is where it was.
+    told = array.drives.keys() | array.stalled
+    return not array.trouble and all(drive.uuid in told or not drive.online for drive in array.document.drives)
 
 
 def _discover(
-    settings: Settings, counter: IoCounter, known: Iterable[Remembered], hints: list[str], *, deep: bool
+    settings: Settings,
+    counter: IoCounter,
+    known: Iterable[Remembered],
+    hints: list[str],
+    passing: frozenset[str],
+    *,
+    deep: bool,
 ) -> tuple[Discovered, ...]:
-    result = scan(list(dict.fromkeys(hints)), settings.directories, counter, deep=deep)
+    result = scan(list(dict.fromkeys(hints)), settings.directories, counter, deep=deep, passing=serving(passing))
     by_array: defaultdict[UUID, list[Found]] = defaultdict(list)
     for found in result.found:
         by_array[found.label.array_uuid].append(found)
@@ -182,6 +227,7 @@ def _array(
             trouble=(*trouble, unreadable),
             reasons=reasons,
         )
+    stalled = set()
     conflict = [drive for drive, document in documents.items() if not newest.descends_from(document)]
     trouble = [_split(newest, conflict, drives)] if conflict else []
     for record in newest.drives:
@@ -193,6 +239,8 @@ def _array(
         # That it is not where it was says nothing about it.
         if record.uuid not in drives and said is not None and not isinstance(said, PathNotFound):
             reasons.setdefault(record.uuid, said.message)
+            if isinstance(said, Stalled):
+                stalled.add(record.uuid)
     return Discovered(
         uuid=uuid,
         name=newest.name,
@@ -202,6 +250,7 @@ def _array(
         reasons=reasons,
         carried={drive: document.sequence for drive, document in documents.items()},
         doubles=doubles,
+        stalled=frozenset(stalled),
     )
 
 
@@ -211,8 +260,8 @@ def _without_partitions(items: list[Found]) -> list[Found]:
     """
     if len(items) == 1:
         return items
-    names = {Path(item.path).name for item in items}
-    return [item for item in items if Path("/sys/class/block", Path(item.path).name).resolve().parent.name not in names]
+    disks = {Path(item.path).name for item in items}
+    return [item for item in items if Path("/sys/class/block", Path(item.path).name).resolve().parent.name not in disks]
 
 
 def _split(newest: Document, conflict: list[UUID], drives: Mapping[UUID, Found]) -> BlkrecovError:

@@ -20,8 +20,9 @@ from enum import StrEnum
 from typing import Final
 
 from blkrecov.dm.status import LegHealth, RaidStatus, SnapshotUsage, SyncAction
+from blkrecov.errors import DeviceInUse
 from blkrecov.model import Document, Health, Lun, LunStatus, MemberState
-from blkrecov.observed import Observed
+from blkrecov.observed import Live, Observed
 
 _SYNCING: Final = (SyncAction.RESYNC, SyncAction.RECOVER, SyncAction.REPAIR)
 
@@ -89,6 +90,14 @@ def state_of(document: Document, observed: Observed, lun: Lun) -> tuple[LunStatu
         if any(not lun.layout.survives(len(lun.members), unusable | {index}) for index in weak - unusable):
             return status, Health.FAILED_REDUNDANCY_FAILING
     return status, health
+
+
+def suspended(lun: Lun, live: Live) -> DeviceInUse:
+    """What there is to say of a LUN that somebody else has suspended."""
+    return DeviceInUse(
+        f"LUN {lun.name!r} is suspended, and not by the array: all that is asked of it waits",
+        remedy=f"let it go on with: dmsetup resume {live.name}",
+    )
 
 
 def fills_up(observed: Observed, lun: Lun) -> bool:

@@ -235,6 +235,8 @@ class _Plan:
         yield from self.family(lun)
         top = stack.top(self.document, lun, failed=self.unreachable(lun))
         yield from self.ensure(top)
+        if self.observed.holding(lun):
+            return  # The kernel reads a new disk's partitions, and whatever takes a disk away waits for what it was asked.
         if lun.exported and exported is None and self.presentable(lun):
             node = stack.node(top.name)
             yield Export(lun.name, lun.uuid, node, read_only=top.read_only, ready=lun.ready)
@@ -552,6 +554,8 @@ class _Plan:
             yield from self.retabled(device, live)
 
     def retabled(self, device: Device, live: Live) -> Iterator[Step]:
+        if live.held:
+            return  # A new table would end it.
         if live.inactive:
             yield ClearInactive(live.name)
         if not self.same(device.table, live.table):

@@ -17,25 +17,29 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import Final, TypeVar
 from uuid import UUID
 
-from dbus_fast import BusType, NameFlag, RequestNameReply
+from dbus_fast import BusType
 from dbus_fast.aio import MessageBus
 
-from blkrecov import systemd
+from blkrecov import journal, rows, systemd
 from blkrecov.array import Array
 from blkrecov.bell import Bell
-from blkrecov.bus.interfaces import NAME
 from blkrecov.bus.service import BEGIN_S, Service
 from blkrecov.engine import create_array, list_arrays
-from blkrecov.errors import AccessDenied, BlkrecovError, DeviceInUse, ObjectDeleted, ProviderFailure
-from blkrecov.settings import Settings, remembered
+from blkrecov.errors import AccessDenied, BlkrecovError, ObjectDeleted, ObjectNotFound, ProviderFailure
+from blkrecov.events import EventLog
+from blkrecov.settings import Address, Settings, metrics_place, remembered
 from blkrecov.state import ArrayState
+from blkrecov.views import Json
+from blkrecov.watch import Watch
 from blkrecov.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -44,20 +48,22 @@ T = TypeVar("T")
 
 # How long the start waits for arrays that are slow to come up, before it says that it is ready.
 READY_S: Final = 20.0
-# How long a worker may take to let go of its array before we go without it.
+# How long workers may take to let go of their arrays before we go without them.
 GOING_S: Final = 5.0
 
 
 class Daemon:
     """Made and run in an event loop."""
 
-    def __init__(self, settings: Settings, bus: MessageBus) -> None:
+    def __init__(self, settings: Settings, bus: MessageBus, metrics: Address | Path | None = None) -> None:
         self._settings = settings
+        self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._workers: dict[UUID, Worker] = {}
         self._first: dict[UUID, asyncio.Event] = {}
         self._states: dict[UUID, ArrayState] = {}
         self._status = ""
+        self._server: asyncio.Server | None = None
         self._service = Service(bus, self)
         self._service.export()
 
@@ -72,15 +78,29 @@ class Daemon:
     def doing(self, array: UUID) -> str:
         return self._workers[array].doing
 
-    async def create(self, name: str) -> UUID:
-        made = await asyncio.to_thread(create_array, self._settings, name)
-        self._look_after(made.uuid, made.name)
-        await self._first[made.uuid].wait()
-        return made.uuid
+    @property
+    def directory(self) -> Path:
+        return self._settings.state
 
-    async def find(self) -> None:
-        for found in await asyncio.to_thread(list_arrays, self._settings):
-            self._look_after(found.uuid, found.name)
+    async def create(self, name: str) -> UUID:
+        made = await _in_thread(lambda: create_array(self._settings, name))
+        return await self._known(made.uuid, made.name)
+
+    async def find(self) -> Sequence[Json]:
+        return await _in_thread(lambda: [rows.found(self._settings, each) for each in list_arrays(self._settings)])
+
+    async def open(self, array: UUID) -> UUID:
+        if array in self._workers:
+            return array
+        found = next((each for each in await self.find() if each["uuid"] == str(array)), None)
+        if found is None:
+            raise ObjectNotFound(f"there is no array {array}", remedy="list what there is with: blkrecov array list")
+        return await self._known(array, found["name"])
+
+    async def _known(self, array: UUID, name: str) -> UUID:
+        self._look_after(array, name)
+        await self._first[array].wait()
+        return array
 
     def _look_after(self, array: UUID, name: str) -> None:
         """Start a worker for an array that has none."""
@@ -100,6 +120,21 @@ class Daemon:
         self._first[state.uuid].set()
         self._tell_status()
 
+    def _follow_events(self) -> None:
+        """In a thread of its own, for as long as the process lives: so the bus is told whoever makes them, daemon or command.
+
+        What happens before an array is on the bus nobody is told of; its objects say what it is like then.
+        """
+        log_ = EventLog(self._settings.state)
+        try:
+            with Watch(log_.path) as watch:
+                for event in log_.follow(pause=lambda _: watch.wait()):
+                    self._loop.call_soon_threadsafe(self._service.happened, event)
+        except (BlkrecovError, OSError) as error:
+            log.warning("the bus is told of no events any more: %s", error)
+        except RuntimeError:  # The loop has ended.
+            return
+
     def _tell_status(self) -> None:
         status = _status(list(self._states.values()))
         stuck = [worker for worker in self._workers.values() if worker.busy_s > BEGIN_S]
@@ -111,37 +146,65 @@ class Daemon:
     # Its life.
 
     async def run(self, ended: asyncio.Event) -> None:
-        """Until `ended` is set. Raises: DeviceInUse where another daemon listens."""
+        """Until `ended` is set. Raises: DeviceInUse where another daemon listens, or has the name on the bus."""
         self._settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         with Bell(self._settings.bell) as bell:
-
-            def rung() -> None:
-                bell.hush()
-                for array in remembered(self._settings):
-                    self._look_after(array.uuid, array.name)
-
-            self._loop.add_reader(bell.fileno(), rung)
+            self._loop.add_reader(bell.fileno(), self._rung, bell)
+            threading.Thread(target=self._follow_events, name="events", daemon=True).start()
             try:
-                try:
-                    await self.find()
-                except (BlkrecovError, OSError) as error:
-                    log.warning("arrays cannot be looked for: %s", error)
-                    rung()
-                await self._until_ready()
+                self._rung(bell)
+                if not await self._ready(ended):
+                    return
+                await self._serve_metrics()
+                # Whoever finds the name finds the objects too.
+                await self._service.publish()
                 systemd.notify(READY="1")
                 self._feed()
                 await ended.wait()
                 systemd.notify(STOPPING="1")
             finally:
                 self._loop.remove_reader(bell.fileno())
+                if self._server is not None:
+                    self._server.close()
                 await self._let_go()
 
-    async def _until_ready(self) -> None:
-        waiting = [self._loop.create_task(event.wait()) for event in self._first.values()]
-        if waiting:
-            _, late = await asyncio.wait(waiting, timeout=READY_S)
-            for each in late:
-                each.cancel()
+    async def _serve_metrics(self) -> None:
+        """What cannot be served is no reason to leave arrays alone."""
+        if self._metrics is None:
+            return
+        # Much is imported by that, and takes memory that is not needed otherwise.
+        from blkrecov import metrics_server
+        from blkrecov.scrape import Scrapes
+
+        try:
+            self._server = await metrics_server.serve(self._metrics, Scrapes(self._workers).text)
+        except OSError as error:
+            log.error("metrics cannot be served at %s: %s", self._metrics, error)
+
+    def _rung(self, bell: Bell) -> None:
+        """Look after what this machine has had before. Others' arrays are opened for those who ask for them by name."""
+        bell.hush()
+        for array in remembered(self._settings):
+            self._look_after(array.uuid, array.name)
+        for worker in self._workers.values():
+            worker.wake()
+
+    async def _ready(self, ended: asyncio.Event) -> bool:
+        """Whether it is time to begin: all arrays are known, or slow. False where it ended before."""
+        over = self._loop.create_task(ended.wait())
+        known = [self._loop.create_task(event.wait()) for event in self._first.values()]
+        deadline = self._loop.time() + READY_S
+        while (waiting := [each for each in known if not each.done()]) and not over.done():
+            left_s = deadline - self._loop.time()
+            if left_s <= 0:
+                break
+            await asyncio.wait({over, *waiting}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        for each in (over, *known):
+            each.cancel()
+        for uuid in self._workers.keys() - self._states.keys():
+            worker = self._workers[uuid]
+            self._service.update(ArrayState(uuid=uuid, name=worker.name, trouble=f"it {worker.doing}"))
+        return not ended.is_set()
 
     def _feed(self) -> None:
         period_s = systemd.watchdog_s()
@@ -158,9 +221,26 @@ class Daemon:
     async def _let_go(self) -> None:
         for worker in self._workers.values():
             worker.end()
+        deadline = self._loop.time() + GOING_S
+        while any(worker.alive for worker in self._workers.values()) and self._loop.time() < deadline:
+            await asyncio.sleep(0.02)
         for worker in self._workers.values():
-            if not await asyncio.to_thread(worker.join, GOING_S):
+            if worker.alive:
                 log.warning("array %s is left as it is: it %s", worker.name, worker.doing)
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    """Have it done in a thread that may stay behind: nobody waits for what the kernel holds, as asyncio.to_thread() would."""
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return await asyncio.wrap_future(future)
 
 
 def _status(states: list[ArrayState]) -> str:
@@ -170,7 +250,7 @@ def _status(states: list[ArrayState]) -> str:
     return f"{words}; not healthy: {', '.join(sick)}" if sick else words
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, metrics: Address | Path | None = None) -> None:
     """Until SIGTERM or SIGINT. Raises: DeviceInUse where it runs already; ProviderFailure without a bus, or when it has gone."""
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -179,10 +259,7 @@ async def serve(settings: Settings) -> None:
         bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
     except OSError as error:
         raise ProviderFailure(f"there is no system bus: {error}", remedy="start dbus.service") from error
-    daemon = Daemon(settings, bus)
-    if await bus.request_name(NAME, NameFlag.DO_NOT_QUEUE) is not RequestNameReply.PRIMARY_OWNER:
-        raise DeviceInUse(f"{NAME} is on the bus already", remedy="end the other blkrecovd first")
-    running = asyncio.create_task(daemon.run(ended))
+    running = asyncio.create_task(Daemon(settings, bus, metrics).run(ended))
     left: asyncio.Task[None] = asyncio.create_task(bus.wait_for_disconnect())  # type: ignore[no-untyped-call]
     await asyncio.wait({running, left}, return_when=asyncio.FIRST_COMPLETED)
     if running.done():
@@ -202,11 +279,12 @@ def main() -> None:
     )
     parser.add_argument("--version", action="version", version=f"blkrecovd {version('blkrecov')}")
     parser.parse_args()
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.INFO)
+    journal.log_as("blkrecovd", logging.INFO)
+    journal.show_events()
     try:
         if os.geteuid() != 0:
             raise AccessDenied("device-mapper, loop devices and LIO are root's")
-        asyncio.run(serve(Settings.load()))
+        asyncio.run(serve(Settings.load(), metrics_place()))
     except BlkrecovError as error:
         log.error("blkrecovd: %s (%s): %s", error.code.name, error.code.hresult_text, error.message)
         log.error("  what to do: %s", error.remedy)

@@ -5,16 +5,15 @@ the document is written to the drives; the kernel is made to agree (blkrecov.con
 before it are taken back and the old document is written again. When the process dies instead, the next one to open the
 array converges, and finds just the steps that are missing.
 
-An array is opened under a lock that one process of the machine holds at a time. It is let go while a task is waited for,
-since the kernel works by itself; whoever takes it again looks first whether another process was there (`reload`).
+An array is opened under its lock (blkrecov.locks), which is let go while a task is waited for, since the kernel works by
+itself; whoever takes it again looks first whether another process was there (`reload`).
 """
 
 import dataclasses
-import fcntl
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
@@ -22,15 +21,16 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from blkrecov import catalog, faults, flapping, observer, provision, reconnect, shadows, stack, views
+from blkrecov import catalog, faults, flapping, locks, observer, provision, reconnect, shadows, stack, views
 from blkrecov.actor import Actor
 from blkrecov.bell import ring
 from blkrecov.catalog import Discovered
-from blkrecov.condition import state_of
+from blkrecov.condition import state_of, suspended
 from blkrecov.converge import Group, converge, converge_ports, take_note
 from blkrecov.dm import names
-from blkrecov.dm.control import Control
+from blkrecov.dm.control import Control, NoSuchDevice
 from blkrecov.dm.names import NameKind, check_name
+from blkrecov.dm.stalled import Stalled, below_is_suspended, refuse_stalled
 from blkrecov.drives import health, loop, probe, scan, store
 from blkrecov.drives import label as label_format
 from blkrecov.drives.label import Label
@@ -56,21 +56,23 @@ from blkrecov.errors import (
 from blkrecov.freeze import Freezer
 from blkrecov.geometry import Request
 from blkrecov.holders import claimed, holders
+from blkrecov.locks import Lock, being_made, naming
 from blkrecov.model import Document, Drive, DriveStatus, Fault, Lun, Task
-from blkrecov.observed import Observed
+from blkrecov.observed import Live, Observed
 from blkrecov.page83 import identity, sysfs, udev
 from blkrecov.page83.export import Exporter
 from blkrecov.page83.identity import Witness, naa_of_serial, serial_of
 from blkrecov.proposal import Proposal
-from blkrecov.settings import Remembered, Settings, publish, published, remember
+from blkrecov.settings import Remembered, Settings, note_stopped, publish, published, remember, remembered
 from blkrecov.stack import node
 from blkrecov.steps import DetachLoop, ReplaceTable, Step, Store
+from blkrecov.suspensions import Suspensions
 from blkrecov.units import Bytes, sectors
 
 log = logging.getLogger(__name__)
 
-LOCK_PATIENCE_S: Final = 60.0
 UDEV_PATIENCE_S: Final = 5.0
+_SEE_TO_IT: Final = "see to what it lies on (journalctl -k), then: blkrecov refresh"
 Ids = Iterator[UUID]
 
 
@@ -79,61 +81,17 @@ def fresh_ids() -> Ids:
         yield uuid4()
 
 
-class Lock:
-    """One process of the machine works on arrays at a time. Let go by the kernel when the process dies."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._path = settings.state / "lock"
-        self._descriptor = -1
-
-    def take(self, patience_s: float = LOCK_PATIENCE_S) -> None:
-        """Raises: DeviceInUse naming the process that has it, when it does not let go in time."""
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        deadline = time.monotonic() + patience_s
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-                    os.close(descriptor)
-                    raise DeviceInUse(
-                        f"process {holder} is working on the arrays of this machine, for {patience_s:g} s by now",
-                        remedy="wait until it has ended",
-                    ) from None
-            time.sleep(0.02)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        self._descriptor = descriptor
-
-    def release(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
-@contextmanager
-def locked(settings: Settings) -> Iterator[Lock]:
-    if os.geteuid() != 0:
-        raise AccessDenied("device-mapper, loop devices and LIO are root's")
-    lock = Lock(settings)
-    lock.take()
-    try:
-        yield lock
-    finally:
-        lock.release()
-
-
 def create_array(settings: Settings, name: str) -> Remembered:
     """A new array without drives. It is written onto the first drive that is added.
 
     Raises: InvalidArgument, ObjectExists.
     """
     check_name(NameKind.ARRAY, name)
-    with locked(settings):
-        if any(array.name == name for array in catalog.discover(settings, IoCounter())):
+    _refuse_others()
+    known = frozenset(array.name for array in remembered(settings))
+    taken = known | {array.name for array in catalog.discover(settings, IoCounter(), passing=known)}
+    with naming(settings):
+        if name in taken or any(array.name == name for array in remembered(settings)):
             raise ObjectExists(f"there is an array {name!r} already")
         array = Remembered(uuid4(), name)
         remember(settings, array)
@@ -141,8 +99,47 @@ def create_array(settings: Settings, name: str) -> Remembered:
 
 
 def list_arrays(settings: Settings) -> tuple[Discovered, ...]:
-    with locked(settings):
-        return catalog.discover(settings, IoCounter())
+    _refuse_others()
+    return catalog.discover(settings, IoCounter())
+
+
+def _refuse_others() -> None:
+    if os.geteuid() != 0:
+        raise AccessDenied("device-mapper, loop devices and LIO are root's")
+
+
+@contextmanager
+def locked(settings: Settings, name: str | None = None, patience_s: float = locks.PATIENCE_S) -> Iterator[Lock]:
+    """The lock of an array (of the only one, if no name is given), held.
+
+    The state directory knows which one is meant, as a rule; else drives are looked at, and again when it is held.
+
+    Raises: AccessDenied, ObjectNotFound, InvalidArgument when several arrays could be meant, DeviceInUse.
+    """
+    _refuse_others()
+    likely = [array for array in remembered(settings) if name in (None, array.name, str(array.uuid))]
+    if len(likely) > 1:
+        raise _several([(array.name, str(array.uuid)) for array in likely])
+    meant = likely[0] if likely else _choose(catalog.discover(settings, IoCounter()), name)
+    lock = Lock(settings, meant.uuid, meant.name)
+    lock.take(patience_s)
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def discovered(settings: Settings, lock: Lock, name: str | None = None) -> Discovered:
+    """The array whose lock is held, found on its drives. Those that serve other arrays are not looked at.
+
+    Raises: ObjectNotFound; InvalidArgument when `name`, or none, could mean another one as well.
+    """
+    return _choose(catalog.discover(settings, IoCounter(), passing=_others(settings, lock.array)), name)
+
+
+def _others(settings: Settings, array: UUID) -> frozenset[str]:
+    """The names of the other arrays that this machine has seen."""
+    return frozenset(known.name for known in remembered(settings) if known.uuid != array)
 
 
 class Engine:
@@ -158,7 +155,10 @@ class Engine:
         self._control = owned.enter_context(Control())
         self._exporter = Exporter()
         self._freezer = Freezer(settings.volatile / f"{found.document.array.hex[:8]}.frozen")
-        self._actor = Actor(found.document.array, self._control, self._exporter, self.counter, self._freezer)
+        self.suspensions: Final = Suspensions.of(settings.volatile, found.document.array)
+        self._actor = Actor(
+            found.document.array, self._control, self._exporter, self.counter, self._freezer, self.suspensions
+        )
         self.document: Document = found.document
         self.labels: dict[UUID, Label] = {uuid: item.label for uuid, item in found.drives.items()}
         self._found = found
@@ -174,16 +174,17 @@ class Engine:
 
     @classmethod
     @contextmanager
-    def opened(cls, settings: Settings, name: str | None = None) -> Iterator[Self]:
+    def opened(
+        cls, settings: Settings, name: str | None = None, *, patience_s: float = locks.PATIENCE_S
+    ) -> Iterator[Self]:
         """Find the array (the only one, if no name is given), bring up what of it is down, and hold it.
 
         Raises: AccessDenied, ObjectNotFound, InvalidArgument when several arrays could be meant, DeviceInUse,
                 MetadataCorrupt and InvalidDisk for configurations that cannot be told; OutOfResources.
         """
-        with locked(settings) as lock, ExitStack() as owned:
-            with resources(), loop.held():
-                found = _choose(catalog.discover(settings, IoCounter()), name)
-                array = cls(settings, found, lock, owned)
+        with locked(settings, name, patience_s) as lock, ExitStack() as owned:
+            with resources(), loop.held(catalog.serving(_others(settings, lock.array))):
+                array = cls(settings, discovered(settings, lock, name), lock, owned)
                 array.assemble()
             try:
                 yield array
@@ -198,8 +199,9 @@ class Engine:
 
     def assemble(self) -> None:
         """Make the kernel's devices what the document says; for all LUNs that can be, whatever the others do."""
-        before = self.document
         observer.refuse_taken_name(self._control, self.document)
+        note_stopped(self._settings, self.document.array, stopped=False)
+        before = self.document
         self._clear_up()
         self._attach()
         self._look_at_drives()
@@ -280,7 +282,11 @@ class Engine:
             found = self._found.drives.get(drive.uuid)
             reason = self._found.reasons.get(drive.uuid, f"not found, last seen at {drive.path}")
             if found is None or drive.uuid in self._found.reasons:
-                if drive.online:
+                if drive.online and drive.uuid in self._found.stalled and (device := self._port_stands_on(drive)):
+                    # It serves: who uses its LUNs waits, and that may end. Nobody is to wait here.
+                    log.warning("drive %s: %s", drive.name, reason)
+                    self._backings[drive.uuid] = device
+                elif drive.online:
                     self._set_status(drive, self._found.status_of(drive.uuid), reason)
                 continue
             if not drive.online and self._carried.get(drive.uuid, 0) < drive.carried:
@@ -306,6 +312,14 @@ class Engine:
             if found.reading.damage is not None:
                 self._mend(drive, device, found.reading.damage)
             self.document = catalog.with_place(self.document, drive.uuid, _place(drive, found))
+
+    def _port_stands_on(self, drive: Drive) -> str | None:
+        """The block device that a drive's port, if there is one, leads to."""
+        try:
+            below = self._control.deps(names.drive_name(self.document.name, drive.name))
+        except NoSuchDevice:
+            return None
+        return f"/dev/{Path(f'/sys/dev/block/{below[0]}').resolve().name}" if below else None
 
     def _mend(self, drive: Drive, device: str, damage: str) -> None:
         """Make a label and its copy equal again. A drive whose label cannot be written is of use for what it holds still."""
@@ -390,17 +404,21 @@ class Engine:
 
     def _stale_carriers(self) -> bool:
         """Whether the document has to be written although nothing in it was decided anew."""
-        wanted = catalog.carriers(self.document, self._backings)
+        wanted = catalog.carriers(self.document, self._backings.keys() & self.labels.keys())
         return bool(self.document.drives) and (self._unsaved or set(wanted) != set(self.document.carriers))
 
     def observe(self) -> Observed:
-        self.observed = observer.observe(self._control, self._exporter, self.document, self._backings, self.counter)
+        self.observed = observer.observe(
+            self._control, self._exporter, self.document, self._backings, self.counter, self.suspensions
+        )
         return self.observed
 
     def _look(self) -> None:
         """Observe the kernel's devices anew, and nothing that would have to be read from a drive."""
-        live = observer.devices(self._control, self.document)
-        self.observed = dataclasses.replace(self.observed, devices=live)
+        self.observed = dataclasses.replace(self.observed, devices=self._live())
+
+    def _live(self) -> dict[str, Live]:
+        return observer.devices(self._control, self.document, self.suspensions)
 
     def reload(self) -> None:
         """After the lock was let go: whatever another process has changed meanwhile, and what the kernel has now."""
@@ -409,8 +427,16 @@ class Engine:
 
     def catch_up(self) -> None:
         """After the lock was let go: whatever another process has changed meanwhile. What the kernel has is not looked at."""
-        if self.outdated():
-            self._adopt(_choose(catalog.discover(self._settings, self.counter), str(self.document.array)))
+        if self.outdated() or self._answers_again():
+            self._adopt(self._discovered())
+
+    def _answers_again(self) -> bool:
+        """Whether a drive that was not asked when the array was found would answer now."""
+        for uuid in self._found.stalled & self._backings.keys():
+            with suppress(Stalled):
+                refuse_stalled(self._backings[uuid])
+                return True
+        return False
 
     def outdated(self) -> bool:
         """Whether another process of this machine has written a version of the document since. Asks a file, and no drive."""
@@ -419,7 +445,7 @@ class Engine:
 
     def down(self) -> bool:
         """Whether nothing of the array is in the kernel, as after stop(): its drives would have their ports at least."""
-        return bool(self.document.drives) and not observer.devices(self._control, self.document)
+        return bool(self.document.drives) and not self._live()
 
     def _publish(self) -> None:
         publish(self._settings, self.document.array, self.document.sequence)
@@ -427,19 +453,25 @@ class Engine:
 
     @property
     def bell(self) -> Path:
-        """Where the monitor listens. Short, because a socket's path may have 107 bytes."""
-        return self._settings.state / f"{self.document.array.hex[:8]}.bell"
+        """Where the monitor listens."""
+        return self._settings.bell_of(self.document.array)
 
     def ring(self) -> None:
         """Wake the monitor, if there is one."""
         ring(self.bell)
+
+    def _discovered(self) -> Discovered:
+        """The array, found anew."""
+        uuid = self.document.array
+        every = catalog.discover(self._settings, self.counter, passing=_others(self._settings, uuid))
+        return _choose(every, str(uuid))
 
     def _superseded(self) -> bool:
         """Whether the drives carry another version of the document than ours. Reads slots of those that carry it, no more."""
         sequences = []
         for uuid in self.document.carriers:
             device = self._backings.get(uuid)
-            if device is not None:
+            if device is not None and uuid in self.labels:
                 with suppress(BlkrecovError), DriveStore(device, self.counter, writable=False) as medium:
                     newest = label_format.newest(medium.read_slots(self.labels[uuid]))
                     sequences.append(newest.sequence if newest else 0)
@@ -456,15 +488,45 @@ class Engine:
             for uuid, item in found.drives.items()
             if item.device is not None and any(drive.uuid == uuid and drive.online for drive in self.document.drives)
         }
+        for drive in self.document.drives:
+            if drive.online and drive.uuid in found.stalled and (device := self._port_stands_on(drive)):
+                self._backings[drive.uuid] = device
 
     @contextmanager
-    def unlocked(self, patience_s: float = LOCK_PATIENCE_S) -> Iterator[None]:
+    def unlocked(self, patience_s: float = locks.PATIENCE_S) -> Iterator[None]:
         """Let other processes work on the array meanwhile. What is known of it may be old afterwards: reload()."""
         self._lock.release()
         try:
             yield
         finally:
             self._lock.take(patience_s)
+
+    def stalled(self) -> dict[UUID, Stalled]:
+        """The drives that would not answer, as far as that can be told without waiting."""
+        found = {uuid: below_is_suspended(device) for uuid, device in self._backings.items()}
+        return {
+            uuid: why or Stalled(self._found.reasons[uuid], remedy=_SEE_TO_IT)
+            for uuid, why in found.items()
+            if why is not None or uuid in self._found.stalled
+        }
+
+    def without_stalled(self, wanted: frozenset[UUID]) -> Document:
+        """The document to choose drives by: those that would not answer are set aside in it, but for what is wanted as it is."""
+        document = self.document
+        for uuid, why in self.stalled().items():
+            if uuid not in wanted:
+                aside = msgspec.structs.replace(document.drive_of(uuid), failing=why.message)
+                document = document.with_drive(aside)
+        return document
+
+    def as_they_are(self, proposal: Proposal) -> Proposal:
+        """What was proposed by such a document, with its drives as they are known."""
+        document = proposal.document
+        for known in self.document.drives:
+            drive = document.drive_of(known.uuid)
+            if drive.failing != known.failing:
+                document = document.with_drive(msgspec.structs.replace(drive, failing=known.failing))
+        return dataclasses.replace(proposal, document=document)
 
     # What is known, and whether it is so.
 
@@ -484,7 +546,7 @@ class Engine:
     def _contradiction(self) -> str:
         if self._superseded():
             return "its drives carry another version of the configuration"
-        live = observer.devices(self._control, self.document)
+        live = self._live()
         for uuid, known in self.observed.devices.items():
             now = live.get(uuid)
             if now is None:
@@ -499,7 +561,7 @@ class Engine:
         What is known of them is refresh()'s business.
         """
         before = {drive.name for drive in self.document.drives if drive.uuid in self._found.drives}
-        found = _choose(catalog.discover(self._settings, self.counter), str(self.document.array))
+        found = self._discovered()
         if found.document is None or found.trouble:
             raise found.trouble[0] if found.trouble else ObjectNotFound("the array is gone")
         after = {drive.name for drive in found.document.drives if drive.uuid in found.drives}
@@ -518,13 +580,16 @@ class Engine:
         else:
             self.reload()
         self._mistake, self._enumerated = "", None
-        with loop.held():
+        with loop.held(catalog.serving(_others(self._settings, self.document.array))):
             self.assemble()
 
     def store(self, document: Document) -> None:
         """Write a document to the drives and make it this array's. An array without drives has it in memory only."""
         if document.drives:
-            devices = {uuid: (device, self.labels[uuid]) for uuid, device in self._backings.items()}
+            # One that did not answer when the array was opened has no label here, and need not carry this version.
+            devices = {
+                uuid: (device, self.labels[uuid]) for uuid, device in self._backings.items() if uuid in self.labels
+            }
             document = catalog.next_version(self._with_carried(document), devices)
             # Some drives may have it even if the write fails, so what is written next descends from it.
             self.document = _descending(self.document, document)
@@ -561,9 +626,15 @@ class Engine:
         )
 
     def carry_out(self, proposal: Proposal) -> None:
-        """Make a proposal true, or leave everything as it was."""
-        log.info("%s", proposal.why)
+        """Make a proposal true, or leave everything as it was.
+
+        Raises: Stalled, with nothing done, where something is to be put on a drive that does not answer; what its steps do.
+        """
+        log.debug("%s", proposal.why)
         before = self.document
+        known = {lun.uuid: lun.drives for lun in before.luns}
+        for lun in proposal.document.luns:
+            self.refuse_stalled(lun.drives - known.get(lun.uuid, frozenset()))
         with ExitStack() as undo:
             self._act_on(proposal.prepare, undo)
             # Should this fail halfway, some drives may have the new document: so the old one is written again as well.
@@ -635,9 +706,16 @@ class Engine:
     ) -> tuple[Drive | None, tuple[str, ...]]:
         """Make a drive of a new file (with a size), an existing file, or a block device: (drive, what would be done).
 
-        Raises: what probe.refuse_if_unfit() does, ObjectExists, InvalidArgument for sizes, NotEnoughSpace.
+        Raises: what probe.refuse_if_unfit() does, ObjectExists, InvalidArgument for sizes, NotEnoughSpace; DeviceInUse while
+                another array is about to have it.
         """
         self.refuse_mistaken()
+        with being_made(self._settings, path):
+            return self._add_drive(path, size=size, name=name, spare=spare, force=force, dry=dry)
+
+    def _add_drive(
+        self, path: str, *, size: Bytes | None, name: str | None, spare: bool, force: bool, dry: bool
+    ) -> tuple[Drive | None, tuple[str, ...]]:
         name = name or _free_name(self.document)
         check_name(NameKind.DRIVE, name)
         if any(drive.name == name for drive in self.document.drives):
@@ -785,7 +863,7 @@ class Engine:
             if online is not None and drive.uuid in self._found.drives:
                 # Found as a file, perhaps, and attached since.
                 return dataclasses.replace(self._found.drives[drive.uuid], device=online)
-            self._found = _choose(catalog.discover(self._settings, self.counter), str(self.document.array))
+            self._found = self._discovered()
             found = self._found.drives.get(drive.uuid)
             if found is not None and drive.uuid not in self._found.reasons:
                 return found
@@ -886,7 +964,9 @@ class Engine:
 
     def propose_lun(self, request: Request) -> Proposal:
         self.refuse_mistaken()
-        return provision.create(self.document, request, fresh_ids())
+        named = (drive.uuid for drive in self.document.drives if {drive.name, str(drive.uuid)} & {*request.drives})
+        usable = self.without_stalled(frozenset(named))
+        return self.as_they_are(provision.create(usable, request, fresh_ids()))
 
     def create_lun(self, proposal: Proposal) -> Lun:
         self.carry_out(proposal)
@@ -897,12 +977,15 @@ class Engine:
         self.refuse_mistaken()
         lun = self.document.lun(name)
         self.refuse_failed(lun)
+        self.refuse_held(lun)
         self.verify(lun)
         return provision.extend(self.document, lun, size, fresh_ids())
 
     def propose_delete(self, name: str) -> Proposal:
         self.refuse_mistaken()
         lun = self.document.lun(name)
+        self.refuse_held(lun)
+        self.refuse_stalled(lun.drives)
         return provision.delete(self.document, lun, self.holders(lun))
 
     def propose_extend_store(self, name: str, size: Bytes) -> Proposal:
@@ -938,6 +1021,18 @@ class Engine:
         status, _health = state_of(self.document, self.observed, lun)
         if status.value == "failed":
             raise ObjectFailed(f"LUN {lun.name!r} has failed: it has lost more than its layout can do without")
+
+    def refuse_stalled(self, drives: Iterable[UUID]) -> None:
+        """What is to be put on a drive, or taken from it, would wait for one that does not answer. Raises: Stalled."""
+        for uuid in drives:
+            if (device := self._backings.get(uuid)) is not None:
+                refuse_stalled(device)
+
+    def refuse_held(self, lun: Lun) -> None:
+        """What asks a LUN, or takes it from its host, would wait for whoever has suspended it."""
+        live = self.observed.holding(lun)
+        if live is not None:
+            raise suspended(lun, live)
 
     # Identity.
 
@@ -994,9 +1089,12 @@ class Engine:
     def stop(self) -> None:
         """Take all of the array out of the kernel, and write down that this was in good order.
 
-        Raises: DeviceInUse, naming what uses which LUN, before anything is taken down.
+        Raises: DeviceInUse, naming what uses which LUN, or has it suspended, before anything is taken down.
         """
+        self.observe()
+        self.refuse_stalled(self._backings)
         for lun in self.document.luns:
+            self.refuse_held(lun)
             if by := self.holders(lun):
                 raise DeviceInUse(
                     f"LUN {lun.name!r} is in use by {', '.join(by)}", remedy="end what uses it, then try again"
@@ -1012,12 +1110,15 @@ class Engine:
         for task in asked:
             document = document.with_task(task)
         self.store(msgspec.structs.replace(document, running=""))
+        note_stopped(self._settings, self.document.array, stopped=True)
         for drive in self.document.drives:
             device = self._backings.get(drive.uuid) or self._device_of(drive)
             if device is not None:
                 self._actor.act(DetachLoop(drive.name, device))
-        # udev looks at what was opened for writing just now; a device is detached when nobody has it open.
-        udev.settle(UDEV_PATIENCE_S)
+        # udev looks at what was opened for writing just now; a device is detached when nobody has it open. It may look in vain at
+        # something else of this machine, which is no matter of ours.
+        with suppress(TimedOut):
+            udev.settle(UDEV_PATIENCE_S)
 
     # Views.
 
@@ -1084,8 +1185,14 @@ def _free_name(document: Document) -> str:
 
 
 def _choose(found: tuple[Discovered, ...], name: str | None) -> Discovered:
+    known = {(array.name, str(array.uuid)): array for array in found}
+    return known[choose(tuple(known), name)]
+
+
+def choose(found: Sequence[tuple[str, str]], name: str | None) -> tuple[str, str]:
+    """The array that is meant, of several as (name, UUID). Raises: ObjectNotFound, InvalidArgument where several could be."""
     if name is not None:
-        chosen = [array for array in found if name in (array.name, str(array.uuid))]
+        chosen = [array for array in found if name in array]
         if not chosen:
             raise ObjectNotFound(f"there is no array {name!r}", remedy="list what there is with: blkrecov array list")
     else:
@@ -1093,6 +1200,10 @@ def _choose(found: tuple[Discovered, ...], name: str | None) -> Discovered:
         if not chosen:
             raise ObjectNotFound("this machine has no array", remedy="make one with: blkrecov array create NAME")
     if len(chosen) > 1:
-        many = ", ".join(f"{array.name} ({array.uuid})" for array in chosen)
-        raise InvalidArgument(f"there are several arrays: {many}", remedy="say which with --array NAME")
+        raise _several(chosen)
     return chosen[0]
+
+
+def _several(arrays: Sequence[tuple[str, str]]) -> InvalidArgument:
+    many = ", ".join(f"{name} ({uuid})" for name, uuid in arrays)
+    return InvalidArgument(f"there are several arrays: {many}", remedy="say which with --array NAME")

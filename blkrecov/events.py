@@ -1,4 +1,5 @@
-"""What happened, for people and programs: one line of JSON per event in `<state>/events.jsonl`, and each event to `logging`.
+"""What happened, for people and programs: one line of JSON per event in `<state>/events.jsonl`, and each event to `logging`,
+which gives it to the journal (blkrecov.journal).
 
 The log tells; nothing is decided by it. So it is written without a flush to the medium, it may be lost without harm, and a disk
 that is full stops no recovery: what cannot be written is given to `logging` only.
@@ -13,7 +14,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
@@ -90,6 +91,8 @@ class EventKind(StrEnum):
     SNAPSHOT_DONE = "snapshot_done"
     SNAPSHOT_FAILED = "snapshot_failed"
     SNAPSHOT_CANCELLED = "snapshot_cancelled"
+    LUN_SUSPENDED = "lun_suspended"
+    """By somebody else: it is theirs to resume."""
     SNAPSHOT_FILLING = "snapshot_filling"
     """A shadow copy's store has not much room any more."""
     SNAPSHOT_LOST = "snapshot_lost"
@@ -108,6 +111,70 @@ class EventKind(StrEnum):
     """`data` has MS-DMRP's notifications in their order (blkrecov.dmrp.notify)."""
 
 
+# What the journal and its catalog (packaging/blkrecov.catalog) know a kind by: 128 random bits, the same in every version.
+MESSAGE_IDS: Final[Mapping[EventKind, str]] = {
+    EventKind.MEMBER_FAILED: "d41d8e1f8e8f48c3bcbfae7f65a4769a",
+    EventKind.DRIVE_FAILED: "f447471f77d348cfb5b00df2884304c2",
+    EventKind.DRIVE_RETURNED: "b45cf80af6cd4c23a47aa9a3950c7f99",
+    EventKind.DRIVE_SET_ASIDE: "161cb4791209462b92a34beb0466a618",
+    EventKind.DRIVE_TRUSTED: "c66f041db13742cd979cec1b9cb0be12",
+    EventKind.FAULT_INJECTED: "053af73e298e4c219279fc78da872744",
+    EventKind.FAULT_REMOVED: "afb8b51a45f949fa9d27c057ad15ce5f",
+    EventKind.MOUNTED_AGAIN: "42f81c72b61a457dbff588f20f86f2f3",
+    EventKind.MOUNT_LEFT: "dfb84e3cd1334348b42dce6c72b27f50",
+    EventKind.RECOVERY_QUEUED: "d83f8e8ca5d64895b524033556622b46",
+    EventKind.RECOVERY_STARTED: "0d0d0fb1ac994cffb21740146e1594dd",
+    EventKind.RECOVERY_PROGRESS: "8a9535e7f66a4b8c9a4911420fe24247",
+    EventKind.RECOVERY_PAUSED: "63535f47fddc4007b705cd79853fecea",
+    EventKind.RECOVERY_RESUMED: "6e65212aad594747a19028d22123b2ca",
+    EventKind.RECOVERY_DONE: "ad37fe0d235745baa024cbabd97fc6a2",
+    EventKind.RECOVERY_FAILED: "e04d2596b32641c9bb95499c205047e3",
+    EventKind.RECOVERY_CANCELLED: "20ea1c43a8764b9182b7ffe1553c0e57",
+    EventKind.RECOVERY_IMPOSSIBLE: "44ff7ccb9b0a447ab816f7eefbbb4348",
+    EventKind.RECONNECT_STARTED: "53b64fb288e945f8bf095df9b4b33460",
+    EventKind.RECONNECT_PROGRESS: "6e02b2aa458c4251bc08b602b8b76c97",
+    EventKind.RECONNECT_DONE: "7c774503c1514a1abb93053f55117f4e",
+    EventKind.RECONNECT_CANCELLED: "47bf14af42b64b08b610bacd077e3a3d",
+    EventKind.REMOVAL_STARTED: "ee8b50926707482f899a2d1fe10b7d38",
+    EventKind.REMOVAL_PROGRESS: "92b52e65eeec424995a283641d005745",
+    EventKind.REMOVAL_DONE: "a001fcf2769d4fedba030d9c49d4589e",
+    EventKind.REMOVAL_FAILED: "cd5a086539f44fc8b8a2c90a33246ebd",
+    EventKind.REMOVAL_CANCELLED: "61cc51a5f5ad42e6a49cc59d5ae4236c",
+    EventKind.SCRUB_STARTED: "dccff9a47ca141dd92ff9e4cf9fcd871",
+    EventKind.SCRUB_PROGRESS: "1ad1954f0b7a4e6b940a30ed07698806",
+    EventKind.SCRUB_PAUSED: "14812e861dd94716904a985ab3eb59f9",
+    EventKind.SCRUB_RESUMED: "fb0ee4637c144e07b8e9081c381aa6e1",
+    EventKind.SCRUB_DONE: "d199dd93cf304c9083ccd22e168a4496",
+    EventKind.SCRUB_FAILED: "4674d7ce06054661ac7972b94666eb2f",
+    EventKind.SCRUB_CANCELLED: "3c04ed04d6854af5876dbb9d02c4b9bb",
+    EventKind.REPLACEMENT_QUEUED: "3d7f42ad0d854496a1581fa8760f6a93",
+    EventKind.REPLACEMENT_STARTED: "516f79bb687441a5a31f2ceed41a522a",
+    EventKind.REPLACEMENT_PROGRESS: "6485308c782e4eeaa1175a3e774937ae",
+    EventKind.REPLACEMENT_PAUSED: "d540f58ad6a74201bbf38ff45842400a",
+    EventKind.REPLACEMENT_RESUMED: "319b1adbe3104c4c99a6fc110598fb6a",
+    EventKind.REPLACEMENT_DONE: "e76393f2337648f292b546d48de840c6",
+    EventKind.REPLACEMENT_FAILED: "9a7b70f119144d3cb7d3268e6448791b",
+    EventKind.REPLACEMENT_CANCELLED: "43a3ab5e7bc74638b04a55de87130b9c",
+    EventKind.SNAPSHOT_STARTED: "c6d802b0597b4c31a99919436bf691b2",
+    EventKind.SNAPSHOT_PROGRESS: "7a83cfb0b3d84ffeb9912dfd11fd8597",
+    EventKind.SNAPSHOT_PAUSED: "50df2e747d9b49c8a31f532504ecc5f2",
+    EventKind.SNAPSHOT_RESUMED: "e88c0ca2f7564de29c4a0c8fbe602b10",
+    EventKind.SNAPSHOT_DONE: "b6528d9adc874dcbb00b88a42d0c78a8",
+    EventKind.SNAPSHOT_FAILED: "83627fb9eb314c478f5bd8c548568b9a",
+    EventKind.SNAPSHOT_CANCELLED: "02803cc65fc94ba5a337a8c07c21686e",
+    EventKind.SNAPSHOT_FILLING: "fe06b717c4804052a79e8b932b761929",
+    EventKind.SNAPSHOT_LOST: "de40f00e073543c9953ff4f5e94015a0",
+    EventKind.RESYNC_VETOED: "f29b527c881a466b8ee73397e5f9f0c4",
+    EventKind.RESYNC_STARTED: "1b95bba16fa9425eb33590c336e39a4e",
+    EventKind.RESYNC_PROGRESS: "64d31bfec0694a1fa9ea6a6f35334cd0",
+    EventKind.RESYNC_PAUSED: "7222951b24fc4b35ad2d40a86b6a1cea",
+    EventKind.RESYNC_RESUMED: "086a91f40ca64187b5f4eb3531e9a097",
+    EventKind.RESYNC_UNDOING: "6e3ceafd7cd24e6994a79fc6f40d0815",
+    EventKind.RESYNC_DONE: "556d831ad8dd457196cc0059ff4cfeb1",
+    EventKind.RESYNC_FAILED: "1314c5ebfd664d2288c2d9f0c6ed3d0d",
+    EventKind.RESYNC_CANCELLED: "6652e38a5e704966bd25b199c1c14f65",
+    EventKind.OBJECTS_CHANGED: "be5bb2c6d0234896a7a4addfbe5c1f91",
+}
 # Every one of them comes beside what people read.
 FOR_PROGRAMS: Final = frozenset({EventKind.OBJECTS_CHANGED})
 # What an operator has to see.
@@ -131,6 +198,9 @@ _TROUBLE: Final = frozenset(
 )
 
 
+_FACTS: Final = ("kind", "array", "lun", "drive", "task", "percent", "code", "remedy")
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Something that happened. Facts that it has not are None."""
 
@@ -144,6 +214,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     drive: str | None = None
     task: int | None = None
     percent: int | None = None
+    code: str | None = None
+    """The result code's name, of what has ended or was refused."""
     remedy: str = ""
     """What to do about it; empty where nothing is to be done."""
     data: tuple[dict[str, Any], ...] | None = None
@@ -169,6 +241,7 @@ class EventLog:
         drive: str | None = None,
         task: int | None = None,
         percent: int | None = None,
+        code: str | None = None,
         remedy: str = "",
         data: tuple[dict[str, Any], ...] | None = None,
     ) -> Event:
@@ -182,6 +255,7 @@ class EventLog:
             drive=drive,
             task=task,
             percent=percent,
+            code=code,
             remedy=remedy,
             data=data,
         )
@@ -362,4 +436,5 @@ def _last(events: Iterable[Event], last: int | None) -> tuple[Event, ...]:
 def _fields(event: Event) -> dict[str, object]:
     """The event's facts for a handler that knows structure; their names are none of logging's own."""
     facts = msgspec.structs.asdict(event)
-    return {f"blkrecov_{name}": value for name, value in facts.items() if value not in (None, "")}
+    told = {f"blkrecov_{name}": facts[name] for name in _FACTS if facts[name] not in (None, "")}
+    return {"message_id": MESSAGE_IDS[event.kind], **told}

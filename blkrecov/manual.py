@@ -39,7 +39,10 @@ EXIT_STATUS: Final = (
     ("130", "Interrupted. A task that had begun goes on; see blkrecov task list."),
 )
 FILES: Final = (
-    ("/etc/blkrecov/blkrecov.toml", "Where drives are looked for: directories = [...]."),
+    (
+        "/etc/blkrecov/blkrecov.toml",
+        'Where drives are looked for: directories = [...]. Where blkrecovd serves metrics: metrics = "127.0.0.1:9835".',
+    ),
     ("/var/lib/blkrecov/drives", "Where they are looked for by default."),
     ("/var/lib/blkrecov", "Where drives were found last, and what happened (events.jsonl). May be lost without harm."),
 )

@@ -6,6 +6,7 @@ anew with the devices; rate() knows.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Final, TypeAlias, TypeVar
 
@@ -77,11 +78,32 @@ def _store(now: Overview, lun: Lun, key: str) -> Value:
     return found
 
 
-def families(arrays: Sequence[Overview]) -> Iterator[Metric]:
+@dataclass(frozen=True, slots=True)
+class Care:
+    """How an array is looked after by the daemon."""
+
+    array: str
+    up: bool
+    """False when it cannot be opened, or looked after."""
+    busy_s: float
+    """For how long the daemon has been at the same thing with it."""
+
+
+def families(arrays: Sequence[Overview], care: Iterable[Care] = ()) -> Iterator[Metric]:
     """All metrics of these arrays. Each is there whether or not there is anything that it could tell of."""
     build = InfoMetricFamily("blkrecov_build", "Which blkrecov this is.")
     build.add_metric((), {"version": version("blkrecov")})
     yield build
+    up = GaugeMetricFamily("blkrecov_array_up", "Whether it is being looked after.", labels=("array",))
+    busy = GaugeMetricFamily(
+        "blkrecov_array_busy_seconds",
+        "For how long the same thing has been done to it. While that grows, all else is as it was last known.",
+        labels=("array",),
+    )
+    for each in care:
+        up.add_metric((each.array,), each.up)
+        busy.add_metric((each.array,), each.busy_s)
+    yield from (up, busy)
     wrong = GaugeMetricFamily(
         "blkrecov_array_problems", "What is not well, drives and LUNs together.", labels=("array",)
     )
@@ -177,13 +199,14 @@ def _labels(task: Task) -> tuple[str, str, str]:
 class ArrayCollector(Collector):
     """For a registry of one's own: looks whenever it is asked."""
 
-    def __init__(self, look: Callable[[], Sequence[Overview]]) -> None:
+    def __init__(self, look: Callable[[], Sequence[Overview]], care: Iterable[Care] = ()) -> None:
         self._look = look
+        self._care = care
 
     def collect(self) -> Iterator[Metric]:
-        return families(self._look())
+        return families(self._look(), self._care)
 
 
-def exposition(arrays: Sequence[Overview]) -> str:
+def exposition(arrays: Sequence[Overview], care: Iterable[Care] = ()) -> str:
     """The text that Prometheus reads (text format 0.0.4), for node_exporter's directory of text files as well."""
-    return generate_latest(ArrayCollector(lambda: arrays)).decode()
+    return generate_latest(ArrayCollector(lambda: arrays, care)).decode()

@@ -1,7 +1,8 @@
 """Gives the metrics to whoever asks over HTTP, from an asyncio loop: on the machine's own address, or on a Unix socket.
 
 It answers GET /metrics and nothing else, one request to a connection. There is no password: who may connect may read. So it
-listens on 127.0.0.1 only, or on a socket with the permissions that its directory gives it; a proxy does the rest.
+listens on an address of the machine's own (settings.metrics_place()), or on a socket for whom its directory lets in; a proxy does
+the rest.
 """
 
 import asyncio
@@ -14,16 +15,19 @@ from typing import Final
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
+from blkrecov.settings import Address
+
 log = logging.getLogger(__name__)
 
-ADDRESS: Final = "127.0.0.1"
 # Who connects and says nothing holds a connection no longer than this.
 PATIENCE_S: Final = 10.0
 _MOST: Final = 16 * 1024
 
 
-async def serve(at: int | Path, text: Callable[[], Awaitable[str]]) -> asyncio.Server:
+async def serve(at: Address | Path, text: Callable[[], Awaitable[str]]) -> asyncio.Server:
     """Listens on a port (0: any that is free) or a Unix socket, until the server is closed. `text` gives the exposition.
+
+    The socket's directory is made, for root alone, where it is not there. A socket that is there is replaced.
 
     Raises: OSError where it cannot listen there.
     """
@@ -39,8 +43,11 @@ async def serve(at: int | Path, text: Callable[[], Awaitable[str]]) -> asyncio.S
             writer.close()
 
     if isinstance(at, Path):
-        return await asyncio.start_unix_server(answer, at, limit=_MOST)
-    return await asyncio.start_server(answer, ADDRESS, at, limit=_MOST)
+        at.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        server = await asyncio.start_unix_server(answer, at, limit=_MOST)
+        at.chmod(0o666)
+        return server
+    return await asyncio.start_server(answer, at.host, at.port, limit=_MOST)
 
 
 async def _answered(head: bytes, text: Callable[[], Awaitable[str]]) -> bytes:

@@ -479,6 +479,8 @@ class Task(msgspec.Struct, frozen=True):
     """Sectors that the returning members' legs had been written in `boot` before: they are not the task's."""
     children: tuple[int, ...] = ()
     """The tasks that a reconnect or a removal waits for; its `lun` is the drive."""
+    why: str = ""
+    """What it does and why, for people, as told when it was begun."""
 
     @property
     def luns(self) -> frozenset[UUID]:

@@ -24,8 +24,9 @@ from blkrecov.errors import BlkrecovError
 
 log = logging.getLogger(__name__)
 
-# What could not be done is tried again after this, if nothing happens before.
+# What could not be done is tried again after this, if nothing happens before, and each time after twice as long.
 AGAIN_S: Final = 10.0
+AGAIN_MOST_S: Final = 600.0
 # A scrub that is due and was not begun just now could not be.
 SCRUB_AGAIN_S: Final = 3600.0
 # The kernel tells nobody that a shadow copy's store fills up, so as long as there is one it is looked at.
@@ -40,6 +41,7 @@ class Monitor:
         self._array = array
         self._ended = False
         self._trouble = ""
+        self._again_s = AGAIN_S
         self._unease: frozenset[tuple[UUID, str]] = frozenset()
         self._down = False
         self._mounted: frozenset[tuple[UUID, str, str]] = frozenset()
@@ -82,6 +84,9 @@ class Monitor:
         except BlkrecovError as error:
             if error.message != self._trouble:
                 log.warning("array %s cannot be looked after: %s", self._array.document.name, error.message)
+                self._again_s = AGAIN_S
+            else:
+                self._again_s = min(2 * self._again_s, AGAIN_MOST_S)
             self._trouble = error.message
         else:
             self._trouble = ""
@@ -140,7 +145,7 @@ class Monitor:
     def _patience_s(self) -> float:
         """How long to sleep while nothing happens."""
         if self._trouble:
-            return AGAIN_S
+            return self._again_s
         now = time.time()
         due = schedule.next_due(self._array.document, int(now))
         patience = SCRUB_AGAIN_S if due is None or due <= now else min(due - now, SCRUB_AGAIN_S)

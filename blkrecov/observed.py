@@ -56,6 +56,8 @@ class Live:
     suspended: bool
     inactive: bool
     open_count: int
+    held: bool = False
+    """A LUN's device that somebody else has suspended: it is theirs to resume, and until then all that asks it waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +117,11 @@ class Observed:
     """Nodes of LUNs whose export was cut short while it was made or removed: something of it still holds them."""
     superblocks: Mapping[UUID, Superblock | None] = field(default_factory=dict)
     """By member, of LUNs whose plex is not loaded; None for a member that has none, or whose drive cannot be read."""
+
+    def holding(self, lun: Lun) -> Live | None:
+        """A LUN's own device, while somebody else has it suspended."""
+        live = self.devices.get(names.dm_uuid(lun.uuid, "lun"))
+        return live if live is not None and live.held else None
 
     def plex(self, lun: Lun) -> Live | None:
         return self.devices.get(names.dm_uuid(lun.uuid, "plex"))

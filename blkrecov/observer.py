@@ -20,11 +20,13 @@ from blkrecov.observed import Backing, Exported, Live, Observed, canonical, own_
 from blkrecov.page83 import sysfs
 from blkrecov.page83.export import Exporter
 from blkrecov.stack import node
+from blkrecov.suspensions import Suspensions
 from blkrecov.units import Sectors, in_bytes
 
 
-def devices(control: Control, document: Document) -> dict[str, Live]:
+def devices(control: Control, document: Document, suspensions: Suspensions) -> dict[str, Live]:
     """This array's devices, by names.dm_uuid()."""
+    ours = suspensions.names()
     found = {}
     listed = {entry.name: entry.uuid for entry in control.devices()}
     for name in own_and_strangers(document, listed)[0]:
@@ -40,6 +42,9 @@ def devices(control: Control, document: Document) -> dict[str, Live]:
                 inactive=info.inactive,
                 open_count=info.open_count,
             )
+            if live.suspended and live.uuid.endswith("-lun"):
+                # Asked again, for another process may have begun, or ended, since.
+                live = dataclasses.replace(live, held=live.name not in ours | suspensions.names())
         except NoSuchDevice:  # Removed since it was listed.
             continue
         found[live.uuid] = live
@@ -89,10 +94,15 @@ def _number(device: int) -> str:
 
 
 def observe(
-    control: Control, exporter: Exporter, document: Document, backings: Mapping[UUID, str], counter: IoCounter
+    control: Control,
+    exporter: Exporter,
+    document: Document,
+    backings: Mapping[UUID, str],
+    counter: IoCounter,
+    suspensions: Suspensions,
 ) -> Observed:
     """All of an array's state in the kernel. `backings` gives the block device of each drive that is there."""
-    live = devices(control, document)
+    live = devices(control, document, suspensions)
     exported, remains = exports(exporter, document, live.values())
     observed = Observed(
         devices=live,

@@ -4,14 +4,15 @@ Whatever shows an array as a whole is computed from this one value, whoever has 
 the metrics.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
 from uuid import UUID
 
 from blkrecov import recover, traffic, views
-from blkrecov.condition import Condition, condition, endangered, fills_up, state_of
+from blkrecov.condition import Condition, condition, endangered, fills_up, state_of, suspended
 from blkrecov.dm.status import LegHealth
 from blkrecov.errors import AnotherCallInProgress, BlkrecovError, NotEnoughDrives, NotEnoughSpace
 from blkrecov.model import Document, Drive, DriveStatus, Health, Lun, Phase, Task
@@ -43,6 +44,8 @@ class Overview:
     work: tuple[Work, ...] = ()
     trouble: Mapping[UUID, BlkrecovError] = field(default_factory=dict)
     """LUNs that could not be brought up, and why."""
+    stalled: Mapping[UUID, BlkrecovError] = field(default_factory=dict)
+    """Drives that are said to be online, and do not answer."""
     traffic: Mapping[UUID, Counters] = field(default_factory=dict)
     """By drive and LUN; what is not loaded has none."""
     errors: Mapping[UUID, int] = field(default_factory=dict)
@@ -67,7 +70,7 @@ class Problem:
 
 def problems(overview: Overview) -> tuple[Problem, ...]:
     """All that is not well: drives first, for LUNs suffer from them. Empty exactly when everything is healthy."""
-    drives = (_drive_problem(drive) for drive in overview.document.drives)
+    drives = (_drive_problem(drive, overview.stalled.get(drive.uuid)) for drive in overview.document.drives)
     luns = (_lun_problem(overview, lun) for lun in overview.document.luns)
     return tuple(problem for problem in (*drives, *luns) if problem is not None)
 
@@ -106,18 +109,15 @@ def report(overview: Overview) -> Json:
     }
 
 
-def activity(now: Overview, before: Overview | None) -> Json:
-    """How busy all of it was between two moments. Rates are bytes per second, and null where they cannot be told."""
-    document, observed = now.document, now.observed
+def sample(overview: Overview) -> Json:
+    """All that changes while an array works, with the kernel's counters as they are: two of these make an activity()."""
+    document, observed = overview.document, overview.observed
     return {
-        **report(now),
+        **report(overview),
         "name": document.name,
+        "at_s": overview.at_s,
         "drives": [
-            {
-                "name": drive.name,
-                "status": _drive_state(drive),
-                **_rates(now, before, drive.uuid),
-            }
+            {"name": drive.name, "status": _drive_state(drive), "counters": _counters(overview, drive.uuid)}
             for drive in document.drives
         ],
         "luns": [
@@ -125,31 +125,59 @@ def activity(now: Overview, before: Overview | None) -> Json:
                 "name": lun.name,
                 "layout": lun.layout.value,
                 "health": state_of(document, observed, lun)[1].value,
-                "sync": sync_ratio(now, lun),
-                **_rates(now, before, lun.uuid),
+                "sync": sync_ratio(overview, lun),
+                "counters": _counters(overview, lun.uuid),
             }
             for lun in document.luns
         ],
-        "tasks": [_pace(now, before, work) for work in now.work],
+        "tasks": [
+            {
+                **views.task_view(work.task),
+                "phase": work.phase.value if work.phase else None,
+                "step": work.task.done,
+                "done": work.done,
+                "total": work.total,
+            }
+            for work in overview.work
+        ],
     }
 
 
-def _rates(now: Overview, before: Overview | None, uuid: UUID) -> Json:
-    first, last = before.traffic.get(uuid) if before else None, now.traffic.get(uuid)
-    found = traffic.rates(first, last, now.at_s - before.at_s) if before and first and last else None
+def _counters(overview: Overview, uuid: UUID) -> Json | None:
+    found = overview.traffic.get(uuid)
+    return dataclasses.asdict(found) if found is not None else None
+
+
+def activity(now: Json, before: Json | None) -> Json:
+    """How busy all of it was between two samples. Rates are bytes per second, and null where they cannot be told."""
+    seconds = now["at_s"] - before["at_s"] if before else 0.0
+    shown = {key: value for key, value in now.items() if key != "at_s"}
+    for kind in ("drives", "luns"):
+        earlier = {row["name"]: row["counters"] for row in before[kind]} if before else {}
+        shown[kind] = [
+            {
+                **{key: value for key, value in row.items() if key != "counters"},
+                **_rates(row["counters"], earlier.get(row["name"]), seconds),
+            }
+            for row in now[kind]
+        ]
+    shown["tasks"] = [_pace(row, before["tasks"] if before else (), seconds) for row in now["tasks"]]
+    return shown
+
+
+def _rates(now: Json | None, before: Json | None, seconds: float) -> Json:
+    found = traffic.rates(Counters(**before), Counters(**now), seconds) if before and now else None
     return {key: getattr(found, key, None) for key in ("read", "written", "busy")}
 
 
-def _pace(now: Overview, before: Overview | None, work: Work) -> Json:
+def _pace(row: Json, before: Iterable[Json], seconds: float) -> Json:
     """A task with its rate and the seconds that its present phase has left at that rate."""
-    phase = (work.task.id, work.task.done)
-    earlier = next((item for item in before.work if (item.task.id, item.task.done) == phase), None) if before else None
+    same = [each for each in before if (each["id"], each["step"]) == (row["id"], row["step"])]
     rate = None
-    if before and earlier and now.at_s > before.at_s and work.done > earlier.done:
-        rate = (work.done - earlier.done) / (now.at_s - before.at_s)
-    left_s = max(work.total - work.done, 0) / rate if rate else None
-    phase_name = work.phase.value if work.phase else None
-    return {**views.task_view(work.task), "phase": phase_name, "rate": rate, "left_s": left_s}
+    if same and seconds > 0 and row["done"] > same[0]["done"]:
+        rate = (row["done"] - same[0]["done"]) / seconds
+    left_s = max(row["total"] - row["done"], 0) / rate if rate else None
+    return {**row, "rate": rate, "left_s": left_s}
 
 
 def sync_ratio(overview: Overview, lun: Lun) -> float | None:
@@ -170,8 +198,10 @@ def _drive_state(drive: Drive) -> str:
     return "set aside" if drive.online and drive.failing else drive.status.value.replace("_", " ")
 
 
-def _drive_problem(drive: Drive) -> Problem | None:
+def _drive_problem(drive: Drive, stalled: BlkrecovError | None) -> Problem | None:
     name, state = drive.name, _drive_state(drive)
+    if drive.online and stalled is not None:
+        return Problem("drive", name, "stalled", f"is stalled: {stalled.message}", stalled.remedy)
     if drive.online:
         if not drive.failing:
             return None
@@ -186,6 +216,10 @@ def _drive_problem(drive: Drive) -> Problem | None:
 def _lun_problem(overview: Overview, lun: Lun) -> Problem | None:
     document, observed = overview.document, overview.observed
     found = condition(document, observed, lun)
+    if live := observed.holding(lun):
+        # Said before all else: nothing that a user could see of the LUN comes back before that.
+        what = "is suspended, and not by the array: all that is asked of it waits"
+        return Problem("LUN", lun.name, "suspended", what, suspended(lun, live).remedy)
     if found is Condition.HEALTHY:
         return None
     status, health = state_of(document, observed, lun)

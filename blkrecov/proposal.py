@@ -4,12 +4,16 @@ An operation is a pure function that returns one of these or raises. The engine 
 writes the document, and converges; `--plan` prints the same.
 """
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Self
 from uuid import UUID
+
+import msgspec
 
 from blkrecov.dm import names
 from blkrecov.geometry import beyond
-from blkrecov.model import Document, Layout, Lun, Member
+from blkrecov.model import Document, Layout, Lun, Member, Task
 from blkrecov.stack import port_node
 from blkrecov.steps import Message, Step, ZeroExtent
 
@@ -27,6 +31,12 @@ class Proposal:
     """LUNs beside that one without which it is not true."""
     first: "Proposal | None" = None
     """What has to be true before this is begun; it stays true should this fail."""
+
+    def explaining(self, task: Task) -> Self:
+        """With this task saying why it is there."""
+        task = self.document.task(task.id)
+        task = msgspec.structs.replace(task, why=task.why or self.why)
+        return dataclasses.replace(self, document=self.document.with_task(task))
 
 
 def zeroed(document: Document, members: tuple[Member, ...]) -> tuple[ZeroExtent, ...]:

@@ -59,13 +59,15 @@ def propose(
             lacking.append(error)
             continue
         placed = proposal.document
-        children.append(msgspec.structs.replace(child, objects=begun.objects, spare=begun.spare))
+        children.append(msgspec.structs.replace(child, objects=begun.objects, spare=begun.spare, why=proposal.why))
         alone = document.with_lun(placed.lun_of(lun.uuid))
         moves.append(Proposal(document=alone, why=proposal.why, prepare=proposal.prepare, lun=lun.uuid))
     if lacking:
         message = f"drive {drive.name!r} cannot be emptied: {'; '.join(error.message for error in lacking)}"
         raise type(lacking[0])(message, remedy=lacking[0].remedy)
-    task = msgspec.structs.replace(task, children=tuple(child.id for child in children))
+    task = msgspec.structs.replace(
+        task, children=tuple(child.id for child in children), why="\n".join(child.why for child in children)
+    )
     wanted = document
     for each in (task, *children):
         wanted = wanted.with_task(each)

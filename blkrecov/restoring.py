@@ -21,7 +21,7 @@ from blkrecov.dm import cow, mirror_log, names
 from blkrecov.dm.status import SnapshotUsage
 from blkrecov.drives import holes, loop, raw
 from blkrecov.drives.store import DriveIoError
-from blkrecov.engine import Lock, fresh_ids
+from blkrecov.engine import fresh_ids
 from blkrecov.errors import (
     BlkrecovError,
     CannotRevertDiskId,
@@ -31,6 +31,7 @@ from blkrecov.errors import (
     RestoreCancelled,
     VolumeNotSupported,
 )
+from blkrecov.locks import Lock
 from blkrecov.model import Document, Drive, Lun, MemberState, Phase, Task, TaskState
 from blkrecov.page83 import lun_information, sysfs
 from blkrecov.page83.export import can_discard
@@ -73,9 +74,12 @@ class Restoring(Running):
     def facts(self, wish: Wish, *, revert: bool, patience_s: float = HOLD_PATIENCE_S) -> Facts:
         """What is to be known of a pair before anything is done for it. Who holds the target has so long to let go.
 
-        Raises: CannotRevertDiskId; DriveIoError.
+        Raises: CannotRevertDiskId; DriveIoError; DeviceInUse for a LUN that somebody has suspended.
         """
         source, target = wish.source, wish.target
+        for lun in (source, target):
+            if lun is not None:
+                self.refuse_held(lun)
         if not self._readable(source):
             return Facts()  # It will be refused for that.
         if target is None:

@@ -14,8 +14,9 @@ from blkrecov import catalog, family, objects, tasks
 from blkrecov.catalog import Discovered
 from blkrecov.dmrp import notify, storage
 from blkrecov.dmrp.storage import ObjectList
-from blkrecov.engine import Engine, Lock
+from blkrecov.engine import Engine
 from blkrecov.events import EventKind, EventLog
+from blkrecov.locks import Lock
 from blkrecov.model import Document, Phase, Task, TaskKind
 from blkrecov.objects import ObjectFile
 from blkrecov.settings import Settings
@@ -116,12 +117,14 @@ class Running(Engine):
         task: Task | None = None,
         lun: str | None = None,
         drive: str | None = None,
+        code: str | None = None,
         remedy: str = "",
     ) -> None:
         """Tell an event. Of a task `what` is how it fares, and its kind is the rest of the event's name."""
         if task is not None:
             lun = next((item.name for item in self.document.luns if item.uuid == task.lun), lun)
             what = f"{_NOUNS[task.kind]}_{what}"
+            code = task.code if task.state.ended else code
         self.events.tell(
             EventKind(what),
             message,
@@ -130,5 +133,6 @@ class Running(Engine):
             drive=drive,
             task=task.id if task else None,
             percent=task.percent if task else None,
+            code=code,
             remedy=remedy,
         )

@@ -53,11 +53,12 @@ from blkrecov.running import Progress
 class RestoreSession:
     """One restore of an open array."""
 
-    def __init__(self, array: Array) -> None:
+    def __init__(self, array: Array, task: int | None = None) -> None:
+        """`task` is that of an earlier resync(), whose status is asked for or which is cancelled."""
         self._array = array
         self._begun = False
         self._wishes: list[Wish] = []
-        self._task: int | None = None
+        self._task = task
 
     def begin(self) -> None:
         """Raises: BadState in the initramfs, in rescue or emergency mode, and for a session that has begun."""
@@ -224,6 +225,7 @@ class RestoreSession:
                     EventKind.RESYNC_VETOED,
                     f"a resync was refused: {answer.message}",
                     array=self._array.document.name,
+                    code=answer.code.name,
                     remedy=answer.remedy,
                 )
             if answer is error:

@@ -3,6 +3,7 @@
 /etc/blkrecov/blkrecov.toml, all of it optional:
 
     directories = ["/var/lib/blkrecov/drives"]    # where drives are looked for by their labels
+    metrics = "127.0.0.1:9835"                    # where blkrecovd serves metrics: or "[::1]:9835", or the path of a socket
 
 The state directory remembers where drives were found last, and which version of an array's configuration this machine has written
 or met last. It may be lost without harm: drives are known by their labels, and the newest configuration that is found counts.
@@ -13,8 +14,9 @@ import os
 import tomllib
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 from uuid import UUID
 
 from blkrecov.bell import ring
@@ -24,6 +26,14 @@ CONFIGURATION: Final = Path("/etc/blkrecov/blkrecov.toml")
 STATE: Final = Path("/var/lib/blkrecov")
 VOLATILE: Final = Path("/run/blkrecov")
 DIRECTORIES: Final[tuple[str, ...]] = (str(STATE / "drives"),)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Of this machine itself, for TCP."""
+
+    host: str
+    port: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +48,7 @@ class Settings:
 
         Raises: InvalidArgument for a file that cannot be understood.
         """
-        try:
-            found = tomllib.loads(configuration.read_text()).get("directories", list(DIRECTORIES))
-        except FileNotFoundError:
-            found = list(DIRECTORIES)
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InvalidArgument(f"{configuration}: {error}", remedy="correct the file") from error
+        found = _configured(configuration).get("directories", list(DIRECTORIES))
         if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
             raise InvalidArgument(f"{configuration}: directories is no list of paths", remedy="correct the file")
         directories: tuple[str, ...] = tuple(found)
@@ -55,6 +60,41 @@ class Settings:
     def bell(self) -> Path:
         """Where the daemon listens for arrays that are new on this machine."""
         return self.state / "arrays.bell"
+
+    def bell_of(self, array: UUID) -> Path:
+        """Where an array's monitor listens, or who waits to open it. Short, because a socket's path may have 107 bytes."""
+        return self.state / f"{array.hex[:8]}.bell"
+
+
+def metrics_place(configuration: Path = CONFIGURATION) -> Address | Path | None:
+    """Where metrics are to be served; None where they are not. Only whoever serves them asks, for no other is a mistake in it.
+
+    Raises: InvalidArgument for anything but a port of this machine's own address, or the path of a socket.
+    """
+    found = _configured(configuration).get("metrics")
+    if found is None:
+        return None
+    text = found if isinstance(found, str) else ""
+    if text.startswith("/"):
+        return Path(text)
+    host, _, port = text.rpartition(":")
+    with suppress(ValueError):
+        address = ip_address(host.removeprefix("[").removesuffix("]"))
+        if address.is_loopback and port.isdecimal() and 0 < int(port) < 2**16:
+            return Address(str(address), int(port))
+    raise InvalidArgument(
+        f"{configuration}: metrics = {found!r} is no port of this machine's own address, and no path",
+        remedy='give it as "127.0.0.1:9835", "[::1]:9835" or "/run/blkrecov/metrics.sock"; for other machines have a proxy',
+    )
+
+
+def _configured(configuration: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(configuration.read_text())
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"{configuration}: {error}", remedy="correct the file") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +122,26 @@ def publish(settings: Settings, array: UUID, sequence: int) -> None:
 
 def sequence_file(settings: Settings, array: UUID) -> Path:
     return settings.state / f"{array}.sequence"
+
+
+def is_stopped(settings: Settings, array: UUID) -> bool:
+    """Whether somebody has stopped an array, which is to stay so until somebody asks for it, or the machine is booted."""
+    return _stopped_file(settings, array).exists()
+
+
+def note_stopped(settings: Settings, array: UUID, *, stopped: bool) -> None:
+    """An array was stopped, or is brought up; the daemon hears of the latter. Raises: OSError."""
+    file = _stopped_file(settings, array)
+    if stopped:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file.touch()
+    elif file.exists():
+        file.unlink(missing_ok=True)
+        ring(settings.bell)
+
+
+def _stopped_file(settings: Settings, array: UUID) -> Path:
+    return settings.volatile / f"{array}.stopped"
 
 
 def remembered(settings: Settings) -> tuple[Remembered, ...]:

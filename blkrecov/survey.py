@@ -9,31 +9,31 @@ import time
 from pathlib import Path
 from uuid import UUID
 
-from blkrecov import observer
+from blkrecov import observer, rows
 from blkrecov.array import Array
 from blkrecov.dm import counters, names
 from blkrecov.dm.control import Control
 from blkrecov.observed import Observed
-from blkrecov.overview import Overview, Work
+from blkrecov.overview import Overview
 
 
 def survey(array: Array, control: Control) -> Overview:
     """What there is to see of an array now."""
-    observed = dataclasses.replace(array.observed, devices=observer.devices(control, array.document))
-    progress = (array.progress(task.id) for task in array.document.tasks if not task.state.ended)
-    work = tuple(Work(task=item.task, phase=item.phase, done=item.done, total=item.total) for item in progress)
-    roles = [(drive.uuid, "drive") for drive in array.document.drives] + [
-        (lun.uuid, "lun") for lun in array.document.luns
+    observed = dataclasses.replace(array.observed, devices=observer.devices(control, array.document, array.suspensions))
+    return counted(dataclasses.replace(rows.overview(array), observed=observed))
+
+
+def counted(overview: Overview) -> Overview:
+    """With what the kernel has counted until now. Reads sysfs and nothing else, so it waits for nobody."""
+    roles = [(drive.uuid, "drive") for drive in overview.document.drives] + [
+        (lun.uuid, "lun") for lun in overview.document.luns
     ]
-    devices = {uuid: observed.devices.get(names.dm_uuid(uuid, role)) for uuid, role in roles}
-    return Overview(
-        document=array.document,
-        observed=observed,
-        work=work,
-        trouble=dict(array.trouble),
+    devices = {uuid: overview.observed.devices.get(names.dm_uuid(uuid, role)) for uuid, role in roles}
+    return dataclasses.replace(
+        overview,
         at_s=time.monotonic(),
         traffic={uuid: counters.count(live.number) for uuid, live in devices.items() if live is not None},
-        errors=_errors(observed),
+        errors=_errors(overview.observed),
     )
 
 

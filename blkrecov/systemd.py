@@ -16,7 +16,8 @@ def notify(**words: str) -> None:
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
-    text = "\n".join(f"{key}={value}" for key, value in words.items())
+    # A line break in a name that somebody gave to a file would begin another word.
+    text = "\n".join(f"{key}={' '.join(value.split())}" for key, value in words.items())
     with closing(
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     ) as sender:

@@ -71,6 +71,7 @@ def lun_view(
         "size": lun.bytes,
         "status": status.value,
         "health": health.value,
+        "exported": lun.exported,
         "device": exported.disk if exported else None,
         "node": node,
         "page83": {"naa": naa_of_serial(serial_of(lun.uuid)), "verified": verified},
@@ -208,5 +209,6 @@ def task_view(task: Task) -> Json:
         "code": code.name,
         "message": task.message,
         "remedy": task.remedy,
+        "why": task.why,
         "bytes": {"kernel": task.bytes_kernel, "process": task.bytes_process},
     }

@@ -4,7 +4,9 @@ Whatever blocks in the kernel blocks this thread and nobody else. It tells what 
 (ArrayState), so whoever wants to know asks that value, never the thread. A call is a function of the open array, which is carried
 out between two sleeps, under the lock and on what other processes may have changed meanwhile.
 
-An array that cannot be opened, or whose monitor has ended in an error, is tried again after a while, and when somebody calls.
+An array that cannot be opened, or whose monitor has ended in an error, is tried again when somebody calls, when another process
+has written to it, and when something has changed where its drives are looked for (blkrecov.drives.arrivals). Else after a while,
+and each time after a longer one: what was in the way may be something that tells nobody when it goes.
 """
 
 import dataclasses
@@ -18,19 +20,18 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
-import msgspec
-
-from blkrecov import tasks, views
+from blkrecov import rows
 from blkrecov.array import Array
-from blkrecov.bell import Bell
+from blkrecov.bell import Bell, ring
 from blkrecov.dm.events import EventWatcher
+from blkrecov.drives import arrivals
 from blkrecov.drives.watch import DriveWatcher
-from blkrecov.errors import BlkrecovError, Code
-from blkrecov.model import Lun, Task, TaskState
-from blkrecov.monitor import AGAIN_S, Monitor
-from blkrecov.settings import Settings
+from blkrecov.errors import BlkrecovError, Code, DeviceInUse
+from blkrecov.monitor import AGAIN_MOST_S, AGAIN_S, Monitor
+from blkrecov.overview import Overview
+from blkrecov.settings import Settings, is_stopped, remembered
 from blkrecov.state import ArrayState
-from blkrecov.views import Json
+from blkrecov.suspensions import Suspensions
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Worker:
 
     def __init__(self, settings: Settings, uuid: UUID, name: str, publish: Callable[[ArrayState], None]) -> None:
         self.name: Final = name
+        self.suspensions: Final = Suspensions.of(settings.volatile, uuid)
         self._settings = settings
         self._publish = publish
         self._calls: deque[_Call] = deque()
@@ -65,6 +67,8 @@ class Worker:
         self._wake = threading.Event()
         self._monitor: Monitor | None = None
         self._at = ("is being opened", time.monotonic())
+        self.overview: Overview | None = None
+        """The array as it was last seen; without counters, which anybody may read."""
         self._state = ArrayState(uuid=uuid, name=name)
         # One that is stuck in the kernel must not keep the process.
         self._thread: Final = threading.Thread(target=self._run, name=f"array {name}", daemon=True)
@@ -77,12 +81,21 @@ class Worker:
         self._ended = True
         if (monitor := self._monitor) is not None:
             monitor.end()
-        self._wake.set()
+        self._rouse()
 
     def join(self, timeout_s: float) -> bool:
         """Whether the thread has ended by then."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def wake(self) -> None:
+        """Look again whether there is something to do."""
+        self._wake.set()
+
+    @property
+    def trouble(self) -> str:
+        """Why the array cannot be opened or looked after; empty if it can."""
+        return self._state.trouble
 
     @property
     def alive(self) -> bool:
@@ -106,19 +119,29 @@ class Worker:
         """
         future: Future[T] = Future()
         self._calls.append(_Call(what, function, future))
-        self._wake.set()
-        if (monitor := self._monitor) is not None:
-            monitor.wake()
+        self._rouse()
         return future
+
+    def _rouse(self) -> None:
+        """Wake the monitor, or whoever waits for a reason to open the array: both listen to the array's bell."""
+        self._wake.set()
+        ring(self._settings.bell_of(self._state.uuid))
 
     # In the thread.
 
     def _run(self) -> None:
+        patience_s = AGAIN_S
         while not self._ended:
             self._wake.clear()
+            if is_stopped(self._settings, self._state.uuid) and not self._calls:
+                self.tell(ArrayState(uuid=self._state.uuid, name=self.name, summary=f"array {self.name} is stopped"))
+                self._is_at(_IDLE)
+                self._wake.wait()
+                continue
             self._is_at("is being opened")
             try:
                 with Array.opened(self._settings, str(self._state.uuid)) as array:
+                    patience_s = AGAIN_S
                     self._monitor = _Attendant(self, array)
                     self._monitor.run()
             except BlkrecovError as error:
@@ -128,14 +151,27 @@ class Worker:
                 self._failed(Unexpected(f"{type(error).__name__}: {error}"))
             finally:
                 self._monitor = None
-            if not self._ended:
-                self._wake.wait(AGAIN_S)
+            if not self._ended and not self._rest(patience_s):
+                patience_s = min(2 * patience_s, AGAIN_MOST_S)
+
+    def _rest(self, patience_s: float) -> bool:
+        """Until there is a reason to open the array again. False when there was none in time."""
+        uuid = self._state.uuid
+        paths = [path for array in remembered(self._settings) if array.uuid == uuid for path in array.paths]
+        before = arrivals.present(paths, self._settings.directories)
+        try:
+            with Bell(self._settings.bell_of(uuid)) as bell:
+                if self._wake.is_set():
+                    return True
+                return arrivals.wait(before, paths, self._settings.directories, bell.fileno(), patience_s)
+        except (DeviceInUse, OSError):  # Another process looks after it; or there is nothing to be had to wait with.
+            return self._wake.wait(patience_s)
 
     def _failed(self, error: BlkrecovError) -> None:
         if error.message != self._state.trouble:
             log.warning("array %s cannot be looked after: %s", self.name, error.message)
         self._is_at(f"could not be opened ({error.message})")
-        self.tell(dataclasses.replace(self._state, trouble=error.message))
+        self.tell(dataclasses.replace(self._state, trouble=error.message, remedy=error.remedy))
         while self._calls:
             future = self._calls.popleft().future
             if future.set_running_or_notify_cancel():
@@ -207,51 +243,24 @@ class _Attendant(Monitor):
             self._down = False
 
     def _ticked(self) -> None:
-        state = self._worker._state
-        self._worker.tell(dataclasses.replace(state, tasks=self._tasks()))
+        tasks = rows.tasks(self._see(), self._percents)
+        self._tell_state(dataclasses.replace(self._worker._state, tasks=tasks))
 
     def _tell(self) -> None:
         array = self._array
         self._down = array.down()
         if self._down:
             array.observe()
-        document = array.document
-        self._worker.tell(
-            ArrayState(
-                uuid=document.array,
-                name=document.name,
-                sequence=document.sequence,
-                running=not self._down,
-                trouble=self._trouble,
-                auto_recover=document.auto_recover,
-                scrub=document.scrub.value,
-                rate_min=document.rate_min,
-                rate_max=document.rate_max,
-                drives=tuple(views.drive_view(document, drive) for drive in document.drives),
-                luns=tuple(self._lun(lun) for lun in document.luns),
-                tasks=self._tasks(),
-            )
+        self._tell_state(
+            rows.state(array, self._see(), running=not self._down, trouble=self._trouble, least=self._percents)
         )
 
-    def _lun(self, lun: Lun) -> Json:
-        trouble = self._array.trouble.get(lun.uuid)
-        return {**self._array.lun_json(lun), "trouble": trouble.message if trouble else ""}
+    def _see(self) -> Overview:
+        """Look how far tasks are, and let others see the array as it is."""
+        self._worker.overview = rows.overview(self._array, running=not self._down)
+        return self._worker.overview
 
-    def _tasks(self) -> tuple[Json, ...]:
-        return tuple(self._task(task) for task in self._array.document.tasks)
-
-    def _task(self, task: Task) -> Json:
-        if task.state is TaskState.IN_PROGRESS:
-            if not self._down:
-                task = self._array.progress(task.id).task
-            # Who looks again after a restart may see a little less at first.
-            percent = max(task.percent, self._percents.get(task.id, 0))
-            self._percents[task.id] = percent
-            task = msgspec.structs.replace(task, percent=percent)
-        phase = None if task.state.ended else tasks.phase(task)
-        return {
-            **views.task_view(task),
-            "phase": phase.value if phase else "",
-            "rate_min": task.rate_min,
-            "rate_max": task.rate_max,
-        }
+    def _tell_state(self, state: ArrayState) -> None:
+        # Who looks again after a restart may see a little less at first.
+        self._percents = {row["id"]: row["percent"] for row in state.tasks if row["state"] == "in_progress"}
+        self._worker.tell(state)

@@ -2,11 +2,11 @@
 
     check     format, lint, types: scripts/check
     unit      tests/unit, here, in seconds
-    kernel    tests/kernel, each file in a guest of its own with a disk of its own
+    kernel    tests/kernel, each long file in a guest of its own with a disk of its own, short ones together
     crash     tests/crash, here; these boot guests themselves and cut their power
     system    tests/system, here; these build the packages, and boot guests with systemd
 
-Three files run at a time, of whatever lane; a lane's time is that of its files together.
+Three guests run at a time, of whatever lane; a lane's time is that of its files together.
 
 A lane that ran no test has failed, and so has a guest that ended without results. In all lanes with guests a test that was
 skipped, or was expected to fail, counts as failed: there the kernel is what it is meant to be.
@@ -42,18 +42,20 @@ SLOWEST: Final = (
     "test_matrix_parity.py",
     "test_matrix_mirror.py",
     "test_snapshots.py",
-    "test_resync_codes.py",
-    "test_layouts.py",
-    "test_reconnect.py",
     "test_resync.py",
-    "test_luns.py",
-    "test_restart.py",
+    "test_reconnect.py",
+    "test_resync_codes.py",
+    "test_daemon.py",
+    "test_monitor.py",
+    "test_client.py",
     "test_remove.py",
-    "test_mounting.py",
-    "test_bad_input.py",
-    "test_control_cut.py",
+    "test_luns.py",
+    "test_metrics.py",
     "test_resync_cut.py",
+    "test_control_cut.py",
 )
+# How many of the others share a guest: to boot one takes as long as some of their tests.
+TOGETHER: Final = 4
 GUEST_OPTIONS: Final = ("--mem", "3G", "--disk", "6G", "--timeout", "900")
 
 
@@ -214,12 +216,22 @@ class Runner:
             # What pytest makes of the files is kept beside them: done here once, for a guest takes seconds and forgets it.
             collect = [sys.executable, "-m", "pytest", "tests/kernel", "-q", "--collect-only", "-p", "no:cacheprovider"]
             self.run(collect, quiet=True)
+        if lane == "system":
+            # One job: its files share a machine, and to set that up takes as long as most of them.
+            return [Job(lane, "tests/system", partial(self._around_guests, ROOT / "tests/system"))]
         files = sorted(
             ROOT.glob(f"tests/{lane}/test_*.py"),
             key=lambda file: SLOWEST.index(file.name) if file.name in SLOWEST else len(SLOWEST),
         )
-        run = self._guest if lane == "kernel" else self._around_guests
-        return [Job(lane, str(file.relative_to(ROOT)), partial(run, file)) for file in files]
+        if lane != "kernel":
+            return [Job(lane, str(file.relative_to(ROOT)), partial(self._around_guests, file)) for file in files]
+        long = [file for file in files if file.name in SLOWEST]
+        short = files[len(long) :]
+        shared = [short[number :: -(-len(short) // TOGETHER)] for number in range(-(-len(short) // TOGETHER))]
+        return [
+            Job(lane, " ".join(str(file.relative_to(ROOT)) for file in group), partial(self._guest, group))
+            for group in [*([file] for file in long), *shared]
+        ]
 
     def _check(self) -> tuple[Counts, str]:
         status, output = self.run([ROOT / "scripts/check"], quiet=True)
@@ -232,7 +244,7 @@ class Runner:
         return results(junit, status, "pytest tests/unit", strict=False), output
 
     def _around_guests(self, file: Path) -> tuple[Counts, str]:
-        """Run one file of tests, which boots guests itself."""
+        """Run one file of tests, or a directory of them, which boots guests itself."""
         test = str(file.relative_to(ROOT))
         junit = self._scratch / f"{file.stem}.xml"
         command = [
@@ -250,14 +262,14 @@ class Runner:
         status, output = self.run(command, quiet=True)
         return results(junit, status, test, strict=True), output
 
-    def _guest(self, file: Path) -> tuple[Counts, str]:
-        """Boot a guest for one file of tests."""
-        test = str(file.relative_to(ROOT))
-        with tempfile.TemporaryDirectory(dir=self._scratch, prefix=file.stem) as directory:
+    def _guest(self, files: Sequence[Path]) -> tuple[Counts, str]:
+        """Boot a guest for some files of tests."""
+        tests = [str(file.relative_to(ROOT)) for file in files]
+        with tempfile.TemporaryDirectory(dir=self._scratch, prefix=files[0].stem) as directory:
             state, out = Path(directory) / "state", Path(directory) / "out"
             # The working tree is read-only in the guest, in effect: no cache of an earlier run's failures.
             pytest = shlex.join(
-                ["python", "-m", "pytest", test, "-q", "-p", "no:cacheprovider", "--durations=4", "--durations-min=8"]
+                ["python", "-m", "pytest", *tests, "-q", "-p", "no:cacheprovider", "--durations=4", "--durations-min=8"]
             )
             inside = f'exec {pytest} --junit-xml="$BLKRECOV_VM_OUT/junit.xml"'
             vm: list[str | Path] = [
@@ -273,7 +285,7 @@ class Runner:
                 inside,
             ]
             status, output = self.run(vm, quiet=True)
-            return results(out / "junit.xml", status, test, strict=True), output
+            return results(out / "junit.xml", status, " ".join(tests), strict=True), output
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -47,13 +47,16 @@ class Property:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """`options` are the types by name; None for the standard interfaces' methods, which take none."""
+    """`options` are the types by name; None for the standard interfaces' methods, which take none. What only reads may be called
+    by the group: the bus's policy has the same list (packaging/org.blkrecov1.conf).
+    """
 
     name: str
     takes: tuple[Argument, ...]
     gives: tuple[Argument, ...]
     about: str
     options: Mapping[str, str] | None = None
+    reads: bool = False
 
     @property
     def signature(self) -> str:
@@ -91,10 +94,10 @@ def _arguments(words: str) -> tuple[Argument, ...]:
     return tuple(Argument(*word.split(":")) for word in words.split())
 
 
-def _method(name: str, takes: str, gives: str, about: str, options: str = "") -> Method:
+def _method(name: str, takes: str, gives: str, about: str, options: str = "", *, reads: bool = False) -> Method:
     known = {argument.name: argument.type for argument in _arguments(options)}
     words = f" Options: {', '.join(f'{key} ({type_})' for key, type_ in known.items())}." if known else ""
-    return Method(name, _arguments(f"{takes} options:a{{sv}}"), _arguments(gives), about + words, known)
+    return Method(name, _arguments(f"{takes} options:a{{sv}}"), _arguments(gives), about + words, known, reads)
 
 
 def _plain(name: str, takes: str, gives: str) -> Method:
@@ -141,6 +144,7 @@ INTERFACES: Final = {
             "The arrays of this machine.",
             properties=(
                 Property("Version", "s", "The program's version."),
+                Property("StateDirectory", "s", "Where it remembers arrays: programs that have another know others."),
                 Property("Arrays", "ao", "The arrays that are known, by name."),
             ),
             methods=(
@@ -150,7 +154,19 @@ INTERFACES: Final = {
                     "array:o",
                     "Make an array. It is written onto its drives, from the first one on that is added.",
                 ),
-                _method("Rescan", "", "arrays:ao", "Look for arrays anew, as at the start."),
+                _method(
+                    "OpenArray",
+                    "uuid:s",
+                    "array:o",
+                    "Look after an array from now on: one that is new on this machine is left alone until somebody asks for it.",
+                ),
+                _method(
+                    "GetArrays",
+                    "",
+                    "json:s",
+                    "The arrays of this machine, found anew, as JSON; also those in trouble.",
+                    reads=True,
+                ),
             ),
         ),
         Interface(
@@ -208,12 +224,52 @@ INTERFACES: Final = {
                 _method("InitializeForRestore", "", "session:o", "Open a restore session. It ends with its client."),
                 _method("Reenumerate", "", "arrived:as departed:as missing:as", "Look for the array's drives anew."),
                 _method("Refresh", "", "", "Read the properties of all that is known anew, and bring up what is down."),
-                _method("GetObjects", "", "json:s", "MS-DMRP's list of storage objects and tasks, as JSON."),
-                _method("GetEvents", "", "json:s", "What happened, oldest first, as JSON; the last so many.", "last:u"),
+                _method(
+                    "GetObjects", "", "json:s", "MS-DMRP's list of storage objects and tasks, as JSON.", reads=True
+                ),
+                _method(
+                    "GetEvents",
+                    "",
+                    "json:s",
+                    "What happened, oldest first, as JSON; the last so many.",
+                    "last:u",
+                    reads=True,
+                ),
                 _method(
                     "Stop", "", "", "Take the array out of the kernel in good order. Refused while a LUN is in use."
                 ),
+                _method(
+                    "Find",
+                    "kind:s name:s",
+                    "object:o",
+                    "The object of this name, UUID or number; kind is drive, lun or task. The error for one that was deleted is "
+                    "another than for one that never was.",
+                    reads=True,
+                ),
+                _method(
+                    "GetState",
+                    "",
+                    "json:s",
+                    "All that is shown of the array, looked at anew, as JSON. What takes too long is answered as it was known "
+                    "before; then stale says what the array is at.",
+                    reads=True,
+                ),
+                _method(
+                    "GetActivity",
+                    "",
+                    "json:s",
+                    "The counters of drives, LUNs and tasks, as JSON: two tell how busy they are.",
+                    reads=True,
+                ),
                 _PLAN,
+            ),
+            signals=(
+                Signal(
+                    "Event",
+                    _arguments("kind:s message:s remedy:s time:d objects:ao"),
+                    "Something happened, whoever has done it: a line of blkrecov events. The remedy is empty where nothing is to "
+                    "be done; time is in seconds since 1970; objects are what it is about, of those that are there.",
+                ),
             ),
         ),
         Interface(
@@ -274,7 +330,7 @@ INTERFACES: Final = {
                 Property("Size", "t", ""),
                 Property("Status", "s", "VDS_LUN_STATUS in lower case without prefix."),
                 Property("Health", "s", "VDS_HEALTH in lower case without prefix."),
-                Property("Trouble", "s", "Why it could not be brought up; empty if it could."),
+                Property("Trouble", "s", "Why it could not be brought up, or cannot be used; else empty."),
                 Property("Incomplete", "s", "Why its contents are not whole, and it is not ready; empty if they are."),
                 Property("Device", "s", "Its SCSI disk, /dev/sdX; empty if it has none."),
                 Property("Node", "s", "Its device-mapper node."),
@@ -311,11 +367,16 @@ INTERFACES: Final = {
                 _method(
                     "Verify",
                     "",
-                    "verified:b witnesses:a(sss)",
-                    "The page-83 gate: who says that it has which identity, and where. An error if they contradict each other.",
+                    "verified:b witnesses:a(sss) trouble:s",
+                    "The page-83 gate: who says that it has which identity, and where; and in what they contradict each other.",
+                    reads=True,
                 ),
                 _method(
-                    "GetInformation", "", "json:s", "Its VDS_LUN_INFORMATION, by which a restore session finds it."
+                    "GetInformation",
+                    "",
+                    "json:s",
+                    "Its VDS_LUN_INFORMATION, by which a restore session finds it.",
+                    reads=True,
                 ),
                 _PLAN,
             ),
@@ -351,6 +412,9 @@ INTERFACES: Final = {
                 Property("Phase", "s", "What is being done now; empty when nothing is left."),
                 Property("Paused", "b", ""),
                 Property("Percent", "u", "It never falls, is 0 after a failure, and 100 at the very end."),
+                Property("Done", "t", "How many bytes of its present phase are done."),
+                Property("Total", "t", "Of how many; 0 where that cannot be told."),
+                Property("Why", "s", "What it does and why, as told when it was begun."),
                 Property("Result", "s", "The result code's name; S_OK until it has ended."),
                 Property("HResult", "u", "Its number."),
                 Property("Message", "s", "What came of it."),
@@ -361,6 +425,7 @@ INTERFACES: Final = {
                 Property("RateMax", "t", "0: the array's."),
             ),
             methods=(
+                _method("GetTaskInfo", "", "json:s", "It as MS-DMRP's TASK_INFO, as JSON.", reads=True),
                 _method("Cancel", "", "", "Stop it."),
                 _method("Pause", "", "", "Hold it up until it is resumed, over restarts too."),
                 _method("Resume", "", "", "Let it go on."),
@@ -371,6 +436,7 @@ INTERFACES: Final = {
                     "state:s result:s hresult:u message:s remedy:s",
                     "Wait until it has ended, or for so many seconds. Callers have a timeout of their own, 25 s by default.",
                     "timeout:d",
+                    reads=True,
                 ),
             ),
             signals=(
@@ -405,7 +471,13 @@ INTERFACES: Final = {
                     "ResyncLuns: put all pairs back, or none. force: page-83 identities of targets, in full.",
                     "undo:b verify:b no-volume-check:b revert-identity:b force:as",
                 ),
-                _method("Plan", "", "steps:as", "The steps that Resync would take. Nothing is done.", ""),
+                _method(
+                    "Plan",
+                    "",
+                    "steps:as",
+                    "The steps that Resync would take. Nothing is done.",
+                    "undo:b verify:b no-volume-check:b revert-identity:b force:as",
+                ),
                 _method("Status", "", "code:s hresult:u", "IVssAsync::QueryStatus."),
                 _method("Cancel", "", "code:s hresult:u", "IVssAsync::Cancel."),
                 _method("End", "", "", "End the session."),

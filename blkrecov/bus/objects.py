@@ -121,6 +121,17 @@ def array_objects(state: ArrayState) -> Objects:
     return found
 
 
+def concerned(known: Objects, lun: str | None, drive: str | None, task: int | None) -> list[str]:
+    """The paths of what an event names, as far as these are known objects."""
+    names = {LUN: ("Name", lun), DRIVE: ("Name", drive), TASK: ("Id", task)}
+    return [
+        path
+        for wanted, (key, value) in names.items()
+        for path, interfaces in known.items()
+        if value is not None and wanted in interfaces and interfaces[wanted][key] == value
+    ]
+
+
 def _drive(row: Json, array: UUID, luns: Mapping[str, str]) -> Properties:
     fault = row["fault"] or {"kind": "", "value": 0}
     names = dict.fromkeys(region["lun"] for region in row["regions"] if region["lun"])
@@ -198,6 +209,9 @@ def _task(row: Json, array: UUID) -> Properties:
         "Phase": row["phase"],
         "Paused": row["paused"],
         "Percent": row["percent"],
+        "Done": row["done"],
+        "Total": row["total"],
+        "Why": row["why"],
         "Result": row["code"],
         "HResult": int(row["hresult"], 16),
         "Message": row["message"],
@@ -206,6 +220,29 @@ def _task(row: Json, array: UUID) -> Properties:
         "BytesProcess": row["bytes"]["process"],
         "RateMin": row["rate_min"],
         "RateMax": row["rate_max"],
+    }
+
+
+def task_row(known: Properties) -> Json:
+    """The row that a task's properties were made of."""
+    return {
+        "id": known["Id"],
+        "kind": known["Kind"],
+        "objects": list(known["Objects"]),
+        "state": known["State"],
+        "paused": known["Paused"],
+        "percent": known["Percent"],
+        "hresult": f"0x{known['HResult']:08X}",
+        "code": known["Result"],
+        "message": known["Message"],
+        "remedy": known["Remedy"],
+        "why": known["Why"],
+        "bytes": {"kernel": known["BytesKernel"], "process": known["BytesProcess"]},
+        "phase": known["Phase"],
+        "done": known["Done"],
+        "total": known["Total"],
+        "rate_min": known["RateMin"],
+        "rate_max": known["RateMax"],
     }
 
 

@@ -14,18 +14,18 @@ import math
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 from uuid import UUID
 
-from dbus_fast import Message, MessageFlag, MessageType, Variant
+import msgspec
+from dbus_fast import Message, MessageFlag, MessageType, NameFlag, RequestNameReply, Variant
 from dbus_fast.aio import MessageBus
 
 from blkrecov.array import Array
 from blkrecov.bus import interfaces
-from blkrecov.bus.interfaces import INTERFACES, MANAGED, MANAGER, SESSION, STANDARD, TASK, Interface, Method
-from blkrecov.bus.methods import HANDLERS, Options, Result
+from blkrecov.bus.interfaces import ARRAY, INTERFACES, MANAGED, MANAGER, SESSION, STANDARD, TASK, Interface, Method
 from blkrecov.bus.objects import (
     ROOT,
     Added,
@@ -38,18 +38,18 @@ from blkrecov.bus.objects import (
     array_path,
     changes,
     children,
+    concerned,
     plain,
     session_object,
     session_path,
     task_path,
-    uuid_of,
 )
-from blkrecov.errors import AccessDenied, BadState, BlkrecovError, InvalidArgument, ObjectDeleted, TimedOut
-from blkrecov.model import TaskState
-from blkrecov.page83.information import LunInformation, from_json
-from blkrecov.resync import Options as ResyncOptions
+from blkrecov.errors import AccessDenied, BlkrecovError, Code, DeviceInUse, InvalidArgument, ObjectDeleted, TimedOut
+from blkrecov.events import Event
+from blkrecov.methods import HANDLERS, Options, Result, plan_resync, restore, resync
 from blkrecov.session import RestoreSession
-from blkrecov.state import ArrayState
+from blkrecov.state import ENDED, ArrayState
+from blkrecov.views import Json
 from blkrecov.worker import Unexpected
 
 log = logging.getLogger(__name__)
@@ -58,12 +58,18 @@ T = TypeVar("T")
 
 # How long a call may wait for its turn. Clients wait for 25 s by default, and ought to hear why it takes so long.
 BEGIN_S: Final = 10.0
-_ENDED: Final = {state.value for state in TaskState if state.ended}
+# How long a question that looks anew may take; then it is answered with what is known.
+LOOK_S: Final = 2.0
 _INTEGERS: Final = "ynqiuxt"
+_MACHINE_ID: Final = Path("/etc/machine-id")
 
 
 class Arrays(Protocol):
     """What the service asks of whoever runs the workers."""
+
+    @property
+    def directory(self) -> Path:
+        """Where arrays are remembered."""
 
     def call(self, array: UUID, what: str, function: Callable[[Array], T]) -> Future[T]:
         """Raises: ObjectDeleted for an array without worker."""
@@ -73,8 +79,11 @@ class Arrays(Protocol):
     async def create(self, name: str) -> UUID:
         """Make an array, and tell of it. Raises: what engine.create_array() does."""
 
-    async def find(self) -> None:
-        """Look for arrays anew."""
+    async def find(self) -> Sequence[Json]:
+        """The arrays of this machine, looked for anew, as rows.found()."""
+
+    async def open(self, array: UUID) -> UUID:
+        """Look after an array from now on. Raises: ObjectNotFound."""
 
 
 class StandardError(Exception):
@@ -93,7 +102,6 @@ class _Session:
     owner: str
     array: UUID
     pairs: list[tuple[str, str]] = field(default_factory=list)
-    restore: RestoreSession | None = None
     task: int | None = None
 
 
@@ -105,6 +113,7 @@ class Service:
         self._arrays = arrays
         self._version = version("blkrecov")
         self._known: dict[UUID, Objects] = {}
+        self._states: dict[UUID, ArrayState] = {}
         self._names: dict[UUID, str] = {}
         self._sessions: dict[str, _Session] = {}
         self._next_session = 1
@@ -113,6 +122,11 @@ class Service:
 
     def export(self) -> None:
         self._bus.add_message_handler(self._handle)
+
+    async def publish(self) -> None:
+        """Take the name by which clients find us. Raises: DeviceInUse."""
+        if await self._bus.request_name(interfaces.NAME, NameFlag.DO_NOT_QUEUE) is not RequestNameReply.PRIMARY_OWNER:
+            raise DeviceInUse(f"{interfaces.NAME} is on the bus already", remedy="end the other blkrecovd first")
 
     # What is there.
 
@@ -127,14 +141,14 @@ class Service:
 
     def _manager(self) -> Mapping[str, Any]:
         arrays = [array_path(uuid) for uuid in sorted(self._known, key=lambda uuid: self._names[uuid])]
-        return {"Version": self._version, "Arrays": arrays}
+        return {"Version": self._version, "StateDirectory": str(self._arrays.directory), "Arrays": arrays}
 
     def update(self, state: ArrayState) -> None:
         """An array is like this now: tell those who listen, then wake those who wait for a task, then tell that it has ended."""
         before = self._known.get(state.uuid, {})
         after = array_objects(state)
         is_new = state.uuid not in self._known
-        self._known[state.uuid], self._names[state.uuid] = after, state.name
+        self._known[state.uuid], self._names[state.uuid], self._states[state.uuid] = after, state.name, state
         self._tell(before, after)
         if is_new:
             self._signal(
@@ -148,9 +162,19 @@ class Service:
             if array_of(path) == state.uuid and (path not in after or _ended(after[path])):
                 for message in self._waiting.pop(path):
                     self._answer_wait(message, after.get(path))
+        # A short task has ended before anything was told of it; those found when the array is first opened have ended long ago.
+        was_open = bool(before) and before[array_path(state.uuid)][ARRAY]["Sequence"] > 0
         for path, known in after.items():
-            if TASK in known and path in before and _ended(known) and not _ended(before[path]):
+            if was_open and _ended(known) and not _ended(before.get(path, {})):
                 self._signal(path, TASK, "Completed", "ssuss", _outcome(known))
+
+    def happened(self, event: Event) -> None:
+        """Tell an event, of an array that there is."""
+        for uuid, name in self._names.items():
+            if name == event.array:
+                objects = concerned(self._known[uuid], event.lun, event.drive, event.task)
+                body = [event.kind.value, event.message, event.remedy, event.time, objects]
+                self._signal(array_path(uuid), ARRAY, "Event", "sssdao", body)
 
     def _tell(self, before: Objects, after: Objects) -> None:
         for change in changes(before, after):
@@ -181,10 +205,16 @@ class Service:
             if not owner:
                 self._client_left(name)
             return None
-        if message.message_type is not MessageType.METHOD_CALL or message.interface == interfaces.PEER:
+        if message.message_type is not MessageType.METHOD_CALL or (message.interface, message.member) == (None, "Ping"):
             return None
+        if message.interface == interfaces.PEER and message.member != "GetMachineId":
+            return None  # dbus-fast answers those.
         try:
-            self._dispatch(message)
+            if message.interface == interfaces.PEER:
+                # dbus-fast would ask the bus, and Debian's lets nobody ask it that.
+                self._reply(message, "s", [_MACHINE_ID.read_text().strip()])
+            else:
+                self._dispatch(message)
         except (StandardError, BlkrecovError) as error:
             self._fail(message, error)
         except Exception as error:
@@ -234,11 +264,13 @@ class Service:
             answer = self._of_session(self._sessions[path], message, method, arguments, options)
         elif method.name == "InitializeForRestore":
             answer = self._open_session(message)
+        elif method.name == "GetState":
+            answer = self._state_now(path, message.sender or "")
         elif method.name == "Plan":
             answer = self._plan(path, interface, arguments)
         else:
             handler = HANDLERS[interface.name, method.name]
-            answer = self._in_array(path, method.name, lambda array: handler(array, path, arguments, options).act())
+            answer = self._asked(message, method, lambda array: handler(array, path, arguments, options).act())
         self._answer_later(message, method, answer)
 
     def _answer_later(self, message: Message, method: Method, answer: Coroutine[Any, Any, Result]) -> None:
@@ -261,6 +293,14 @@ class Service:
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
+    async def _asked(self, message: Message, method: Method, function: Callable[[Array], Result]) -> Result:
+        """What a method gives. Raises: AccessDenied for who may only look, where there is nothing to look at."""
+        path = message.path or ""
+        uuid = array_of(path)
+        if method.reads and uuid is not None and not await self._may_bring_up(uuid, message.sender or ""):
+            raise AccessDenied(f"array {self._names[uuid]} is stopped", remedy="bring it up as root: blkrecov refresh")
+        return await self._in_array(path, method.name, function)
+
     async def _in_array(self, path: str, what: str, function: Callable[[Array], T]) -> T:
         """Raises: TimedOut for what could not be begun in time."""
         uuid = array_of(path)
@@ -275,6 +315,32 @@ class Service:
             )
         return await future
 
+    async def _state_now(self, path: str, sender: str) -> Result:
+        """Never kept waiting for long: what is known is told, and what keeps the array from being looked at."""
+        uuid = array_of(path)
+        assert uuid is not None, f"{path} is of no array"
+        if not await self._may_bring_up(uuid, sender):
+            return [self._state_text(uuid)]
+        call = self._arrays.call(uuid, "GetState", lambda array: array.observe())
+        future = asyncio.wrap_future(call)
+        # Of a stopped array nothing is known that would be an answer, and to bring it up takes its time.
+        await asyncio.wait({future}, timeout=LOOK_S if self._states[uuid].running else None)
+        stale = ""
+        if future.done():
+            await future
+        else:
+            call.cancel()
+            future.add_done_callback(lambda late: late.cancelled() or late.exception())
+            stale = f"array {self._names[uuid]} {self._arrays.doing(uuid)}; this is what was known before"
+        return [self._state_text(uuid, stale)]
+
+    async def _may_bring_up(self, array: UUID, sender: str) -> bool:
+        """To look at an array brings it up, which is root's to do: false for others where it is stopped."""
+        return self._states[array].running or await self._ask_bus("GetConnectionUnixUser", sender) == 0
+
+    def _state_text(self, uuid: UUID, stale: str = "") -> str:
+        return msgspec.json.encode({**msgspec.to_builtins(self._states[uuid]), "stale": stale}).decode()
+
     def _plan(self, path: str, interface: Interface, arguments: Sequence[Any]) -> Coroutine[Any, Any, Result]:
         name, variants = arguments
         method = interface.method(name)
@@ -283,7 +349,7 @@ class Service:
             raise InvalidArgument(f"{interface.name} has no method {name!r} that could be planned")
         given = [variant.value for variant in variants]
         options: Options = {}
-        if len(given) == len(method.takes):
+        if len(given) == len(method.takes) and variants[-1].signature == "a{sv}":
             options = plain_options(given.pop(), method)
         types = [variant.signature for variant in variants[: len(given)]]
         if types != [argument.type for argument in method.takes[:-1]]:
@@ -318,11 +384,13 @@ class Service:
         async def create() -> Result:
             return [array_path(await self._arrays.create(arguments[0]))]
 
-        async def rescan() -> Result:
-            await self._arrays.find()
-            return [self._manager()["Arrays"]]
+        async def open_array() -> Result:
+            return [array_path(await self._arrays.open(_uuid(arguments[0])))]
 
-        return create() if method.name == "CreateArray" else rescan()
+        async def get_arrays() -> Result:
+            return [msgspec.json.encode(await self._arrays.find()).decode()]
+
+        return {"CreateArray": create, "OpenArray": open_array, "GetArrays": get_arrays}[method.name]()
 
     # Waiting for a task.
 
@@ -359,11 +427,11 @@ class Service:
         self._next_session += 1
         self._sessions[session.path] = session
         self._tell({}, {session.path: session_object(owner, uuid, None)})
-        if not await self._ask_bus("NameHasOwner", owner):
+        if await self._ask_bus("NameHasOwner", owner) is not True:
             self._client_left(owner)  # It went before we listened.
         return [session.path]
 
-    async def _ask_bus(self, member: str, argument: str) -> bool:
+    async def _ask_bus(self, member: str, argument: str) -> Any:
         answer = await self._bus.call(
             Message(
                 destination="org.freedesktop.DBus",
@@ -374,7 +442,7 @@ class Service:
                 body=[argument],
             )
         )
-        return bool(answer is not None and answer.body and answer.body[0] is True)
+        return answer.body[0] if answer is not None and answer.body else None
 
     def _client_left(self, owner: str) -> None:
         for session in [each for each in self._sessions.values() if each.owner == owner]:
@@ -396,64 +464,42 @@ class Service:
         match method.name:
             case "Add":
                 pair = (arguments[0], arguments[1])
-                await self._in_array(path, "Add", lambda array: _restore(array, [pair]))
+                await self._in_array(path, "Add", lambda array: restore(array, [pair]))
                 session.pairs.append(pair)
                 return []
             case "Resync":
                 return [await self._resync(session, options)]
             case "Plan":
-                return [await self._in_array(path, "Plan Resync", partial(_planned, session.pairs))]
+                return [
+                    await self._in_array(path, "Plan Resync", lambda array: plan_resync(array, session.pairs, options))
+                ]
             case "End":
                 self._end(session)
                 return []
-        restore = session.restore
-        if restore is None:
-            raise BadState("nothing is being restored in this session", remedy="begin with Resync")
-        ask = restore.status if method.name == "Status" else restore.cancel
-        code = await self._in_array(path, method.name, lambda _: ask())
+
+        def asked(array: Array) -> Code:
+            begun = RestoreSession(array, session.task)
+            return begun.status() if method.name == "Status" else begun.cancel()
+
+        code = await self._in_array(path, method.name, asked)
         return [code.name, code.hresult]
 
     async def _resync(self, session: _Session, options: Options) -> str:
-        wanted = ResyncOptions(
-            undo=options.get("undo", False),
-            verify=options.get("verify", False),
-            any_volume=options.get("no-volume-check", False),
-            forced=frozenset(text.lower().removeprefix("0x").removeprefix("naa.") for text in options.get("force", ())),
-        )
-        revert = options.get("revert-identity", False)
-
-        def begun(array: Array) -> tuple[RestoreSession, int]:
-            restore = _restore(array, session.pairs)
-            return restore, restore.resync(wanted, revert_identity=revert).id
-
         before = session_object(session.owner, session.array, session.task)
-        session.restore, number = await self._in_array(array_path(session.array), "Resync", begun)
-        session.task = number
+        session.task = await self._in_array(
+            array_path(session.array), "Resync", lambda array: resync(array, session.pairs, options).id
+        )
         if session.path in self._sessions:
             after = session_object(session.owner, session.array, session.task)
             self._tell({session.path: before}, {session.path: after})
-        return task_path(session.array, number)
+        return task_path(session.array, session.task)
 
 
-def _restore(array: Array, pairs: Iterable[tuple[str, str]]) -> RestoreSession:
-    restore = RestoreSession(array)
-    restore.begin()
-    for source, target in pairs:
-        restore.add(_meant(source), _meant(target) if target else None)
-    return restore
-
-
-def _planned(pairs: Iterable[tuple[str, str]], array: Array) -> list[str]:
-    proposal, _ = _restore(array, pairs).propose()
-    return [line for step in array.plan(proposal) for line in step.lines()]
-
-
-def _meant(text: str) -> str | LunInformation:
-    """Raises: InvalidArgument for JSON that is no VDS_LUN_INFORMATION."""
-    if text.startswith("{"):
-        return from_json(text)
-    uuid = uuid_of(text) if text.startswith("/") else None
-    return str(uuid) if uuid is not None else text
+def _uuid(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise InvalidArgument(f"{text!r} is no UUID", remedy="GetArrays tells those of this machine's arrays") from None
 
 
 def _left(owner: str) -> str:
@@ -461,7 +507,7 @@ def _left(owner: str) -> str:
 
 
 def _ended(known: Interfaces) -> bool:
-    return TASK in known and known[TASK]["State"] in _ENDED
+    return TASK in known and known[TASK]["State"] in ENDED
 
 
 def _outcome(known: Interfaces) -> Result:

@@ -1,19 +1,16 @@
 """blkrecov array"""
 
 import click
-from msgspec import UNSET
 
-from blkrecov import engine, provision
-from blkrecov.array import Array
-from blkrecov.catalog import Discovered
+from blkrecov import engine, rows
+from blkrecov.bus.interfaces import ARRAY
 from blkrecov.cli import drive, lun
-from blkrecov.cli.common import common, opened, options, rates, say, show_json, show_plan, table
+from blkrecov.cli.access import array_view, request
+from blkrecov.cli.common import common, daemon, options, rates, reached, say, show_json, show_plan, table
 from blkrecov.model import Schedule
 from blkrecov.settings import Settings
 from blkrecov.units import format_size
 from blkrecov.views import Json
-
-_AUTO_RECOVER = {"on": True, "off": False, "default": None}
 
 
 @click.group("array")
@@ -26,21 +23,22 @@ def group() -> None:
 @common
 def create(name: str) -> None:
     """Make an array. It is written onto its drives, from the first one on that is added."""
-    array = engine.create_array(Settings.load(), name)
+    with daemon() as running:
+        uuid = running.create(name) if running else engine.create_array(Settings.load(), name).uuid
     if options().json:
-        show_json({"name": array.name, "uuid": str(array.uuid), "drives": [], "luns": []})
-    say(f"array {array.name} made; add drives with: blkrecov drive add PATH --size SIZE")
+        show_json({"name": name, "uuid": str(uuid), "drives": [], "luns": []})
+    say(f"array {name} made; add drives with: blkrecov drive add PATH --size SIZE")
 
 
 @group.command("list")
 @common
 def list_() -> None:
     """Show the arrays of this machine."""
-    found = engine.list_arrays(Settings.load())
+    with daemon() as running:
+        arrays = running.arrays() if running else found()
     if options().json:
-        show_json([_row(array) for array in found])
+        show_json(arrays)
         return
-    rows = [_row(array) for array in found]
     table(
         [
             ("array", "left"),
@@ -51,29 +49,30 @@ def list_() -> None:
             ("trouble", "left"),
         ],
         [
-            (row["name"], row["uuid"], str(row["drives"]), str(row["found"]), str(row["luns"]), row["trouble"] or "")
-            for row in rows
+            (
+                row["name"],
+                row["uuid"],
+                str(row["drives"]),
+                str(row["found"]),
+                str(row["luns"]),
+                row["trouble"] or ("stopped" if row["stopped"] else ""),
+            )
+            for row in arrays
         ],
     )
 
 
-def _row(array: Discovered) -> Json:
-    document = array.document
-    return {
-        "name": array.name,
-        "uuid": str(array.uuid),
-        "drives": len(document.drives) if document else 0,
-        "found": len(array.drives),
-        "luns": len(document.luns) if document else 0,
-        "trouble": array.trouble[0].message if array.trouble else None,
-    }
+def found() -> list[Json]:
+    """The arrays of this machine, as far as this command finds them by itself."""
+    settings = Settings.load()
+    return [rows.found(settings, array) for array in engine.list_arrays(settings)]
 
 
 @group.command("show")
 @common
 def show() -> None:
     """Show an array with its drives and LUNs. Brings up what is down."""
-    with opened() as array:
+    with reached() as array:
         view = array_view(array)
     if options().json:
         show_json(view)
@@ -82,21 +81,6 @@ def show() -> None:
     say(f"  {_settings(view)}")
     drive.show_table(view["drives"])
     lun.show_table(view["luns"])
-
-
-def array_view(array: Array) -> Json:
-    document = array.document
-    return {
-        "name": document.name,
-        "uuid": str(document.array),
-        "sequence": document.sequence,
-        "auto_recover": document.auto_recover,
-        "scrub": document.scrub.value,
-        "rate_min": document.rate_min,
-        "rate_max": document.rate_max,
-        "drives": [drive.view(array, item) for item in document.drives],
-        "luns": [array.lun_json(item) for item in document.luns],
-    }
 
 
 def _settings(view: Json) -> str:
@@ -112,7 +96,7 @@ def _settings(view: Json) -> str:
 @group.command("set")
 @click.option(
     "--auto-recover",
-    type=click.Choice(list(_AUTO_RECOVER)),
+    type=click.Choice(["on", "off", "default"]),
     help="Whether lost members are recovered without being asked for; by default where there is a hot spare.",
 )
 @click.option("--scrub", type=click.Choice([item.value for item in Schedule]), help="How often LUNs are scrubbed.")
@@ -123,18 +107,12 @@ def set_(auto_recover: str | None, scrub: str | None, rate_min: int | None, rate
     """Change how an array looks after itself. What is not given stays as it is."""
     if (auto_recover, scrub, rate_min, rate_max) == (None, None, None, None):
         raise click.UsageError("nothing to set: give at least one option")
-    with opened() as array:
-        proposal = provision.configure(
-            array.document,
-            auto_recover=UNSET if auto_recover is None else _AUTO_RECOVER[auto_recover],
-            scrub=UNSET if scrub is None else Schedule(scrub),
-            rate_min=UNSET if rate_min is None else rate_min,
-            rate_max=UNSET if rate_max is None else rate_max,
-        )
+    wanted = request(ARRAY, "Configure", auto_recover=auto_recover, scrub=scrub, rate_min=rate_min, rate_max=rate_max)
+    with reached() as array:
         if plan:
-            show_plan(array.plan(proposal))
+            show_plan(array.plan(wanted))
             return
-        array.carry_out(proposal)
+        array.call(wanted)
         view = array_view(array)
     if options().json:
         show_json(view)
@@ -145,8 +123,9 @@ def set_(auto_recover: str | None, scrub: str | None, rate_min: int | None, rate
 @common
 def stop() -> None:
     """Take an array out of the kernel in good order. The next command that needs it brings it up again."""
-    with opened() as array:
-        array.stop()
-        if options().json:
-            show_json({"name": array.document.name, "uuid": str(array.document.array)})
-        say(f"array {array.document.name} stopped")
+    with reached() as array:
+        head = array.head()
+        array.call(request(ARRAY, "Stop"))
+    if options().json:
+        show_json({"name": head["name"], "uuid": head["uuid"]})
+    say(f"array {head['name']} stopped")

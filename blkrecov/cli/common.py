@@ -7,24 +7,30 @@ Exit status: 0 done, 1 refused or failed, 2 usage. An error says its code's name
 import functools
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Literal, ParamSpec, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar
 
 import click
 
 from blkrecov.array import Array
 from blkrecov.cli import complete
+from blkrecov.cli.access import Access, Local
 from blkrecov.errors import BlkrecovError, Code
 from blkrecov.settings import Settings
-from blkrecov.steps import Step
 from blkrecov.units import parse_size
+
+if TYPE_CHECKING:
+    from blkrecov.cli.remote import Daemon
 
 P = ParamSpec("P")
 R = TypeVar("R")
 WIDTH: Final = 110
+_BUS: Final = Path("/run/dbus/system_bus_socket")
 
 
 @dataclass
@@ -89,11 +95,42 @@ def options() -> Options:
 
 @contextmanager
 def opened() -> Iterator[Array]:
-    """The array, open. LUNs that could not be brought up are told on standard error, and are no error of the command's."""
+    """The array, opened by this command itself. LUNs that could not be brought up are told on standard error, and are no error of
+    the command's.
+    """
     with Array.opened(Settings.load(), options().array) as array:
         for uuid, error in array.trouble.items():
             warn(f"LUN {array.document.lun_of(uuid).name}: {error.message}")
         yield array
+
+
+@contextmanager
+def reached() -> Iterator[Access]:
+    """The array: the daemon's, where that runs, else opened."""
+    with daemon() as running:
+        if running is None:
+            with opened() as array:
+                yield Local(array)
+            return
+        remote = running.array(options().array)
+        for row in remote.luns():
+            if row["trouble"]:
+                warn(f"LUN {row['name']}: {row['trouble']}")
+        if remote.stale:
+            warn(remote.stale)
+        yield remote
+
+
+@contextmanager
+def daemon() -> "Iterator[Daemon | None]":
+    """blkrecovd, if it runs."""
+    if "DBUS_SYSTEM_BUS_ADDRESS" not in os.environ and not _BUS.exists():
+        yield None
+        return
+    from blkrecov.cli.remote import Daemon
+
+    with Daemon.reached(Settings.load()) as running:
+        yield running
 
 
 def show_json(value: Any) -> None:
@@ -110,10 +147,9 @@ def warn(text: str) -> None:
     click.echo(f"warning: {text}", err=True)
 
 
-def show_plan(steps: Sequence[Step] | Sequence[str]) -> None:
-    lines = [line for step in steps for line in ([step] if isinstance(step, str) else step.lines())]
+def show_plan(lines: Sequence[str]) -> None:
     if options().json:
-        show_json({"steps": lines})
+        show_json({"steps": list(lines)})
         return
     click.echo("would, in this order:")
     for line in lines:

@@ -1,18 +1,20 @@
 """blkrecov drive"""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 import click
 import msgspec
 
-from blkrecov import provision, views
-from blkrecov.array import Array
-from blkrecov.cli import complete
+from blkrecov.bus.interfaces import ARRAY, DRIVE
+from blkrecov.cli import access, complete
 from blkrecov.cli import map as drive_map
-from blkrecov.cli.common import common, console, opened, options, say, show_json, show_plan, table
+from blkrecov.cli.access import Named, at, request
+from blkrecov.cli.common import common, console, options, reached, say, show_json, show_plan, table
 from blkrecov.cli.task import follow, run, tell, tell_all
-from blkrecov.model import Drive, Fault, FaultKind, Task
+from blkrecov.model import Fault
+from blkrecov.state import ENDED
 from blkrecov.units import format_size, parse_size
 from blkrecov.views import Json
 
@@ -46,24 +48,33 @@ def group() -> None:
 @common
 def add(path: str, size: str | None, name: str | None, spare: bool, force: bool, plan: bool) -> None:
     """Make a drive of PATH: a new file, an existing one, or a block device."""
-    with opened() as array:
-        wanted = parse_size(size) if size else None
-        drive, steps = array.add_drive(path, size=wanted, name=name, spare=spare, force=force, dry=plan)
-        if drive is None:
-            show_plan(steps)
+    wanted = request(
+        ARRAY,
+        "AddDrive",
+        str(Path(path).absolute()),
+        size=parse_size(size) if size else None,
+        name=name,
+        spare=spare,
+        force=force,
+    )
+    with reached() as array:
+        if plan:
+            show_plan(array.plan(wanted))
             return
-        if options().json:
-            show_json(view(array, drive))
-        say(f"drive {drive.name} added: {format_size(drive.size)} at {drive.path}{', a hot spare' if spare else ''}")
+        drive = at(array, *array.call(wanted))
+    if options().json:
+        show_json(drive)
+    word = ", a hot spare" if spare else ""
+    say(f"drive {drive['name']} added: {format_size(drive['size'])} at {drive['path']}{word}")
 
 
 @group.command("list")
 @common
 def list_() -> None:
     """Show the drives."""
-    with opened() as array:
-        drives = [view(array, drive) for drive in array.document.drives]
-        luns = [lun.name for lun in array.document.luns]
+    with reached() as array:
+        drives = list(array.drives())
+        luns = [lun["name"] for lun in array.luns()]
     if options().json:
         show_json(drives)
     else:
@@ -75,9 +86,9 @@ def list_() -> None:
 @common
 def show(name: str) -> None:
     """Show a drive, with a map of what lies on it."""
-    with opened() as array:
-        drive = view(array, array.document.drive(name))
-        luns = [lun.name for lun in array.document.luns]
+    with reached() as array:
+        drive = access.drive(array, name)
+        luns = [lun["name"] for lun in array.luns()]
     if options().json:
         show_json(drive)
         return
@@ -132,28 +143,19 @@ def fail(
     With one of --after, --error-rate, --slow and --drop-writes it stays online and misbehaves, for the array to find out. In
     every case the way back is: blkrecov drive reconnect NAME
     """
-    fault = _fault(after, error_rate, slow, drop_writes)
-    with opened() as array:
-        if plan:
-            show_plan(array.plan(array.propose_fault(name, fault) if fault else array.propose_fail(name)))
-            return
-        drive = array.inject_fault(name, fault) if fault else array.fail_drive(name)
-        if options().json:
-            show_json(view(array, drive))
-        say(f"drive {drive.name}: {fault.words}" if fault else f"drive {drive.name} has failed")
-
-
-def _fault(after: int | None, error_rate: float | None, slow: int | None, drop_writes: bool) -> Fault | None:
-    given = {
-        FaultKind.AFTER: after,
-        FaultKind.ERROR_RATE: error_rate,
-        FaultKind.SLOW: slow,
-        FaultKind.DROP_WRITES: 0 if drop_writes else None,
-    }
-    faults = [Fault(kind, value) for kind, value in given.items() if value is not None]
-    if len(faults) > 1:
+    if sum(given is not None for given in (after, error_rate, slow, drop_writes or None)) > 1:
         raise click.UsageError("give one of --after, --error-rate, --slow and --drop-writes")
-    return faults[0] if faults else None
+    wanted = request(DRIVE, "Fail", of=name, after=after, error_rate=error_rate, slow=slow, drop_writes=drop_writes)
+    with reached() as array:
+        if plan:
+            show_plan(array.plan(wanted))
+            return
+        array.call(wanted)
+        drive = access.drive(array, name)
+    if options().json:
+        show_json(drive)
+    words = _words(drive)
+    say(f"drive {drive['name']}: {words}" if words else f"drive {drive['name']} has failed")
 
 
 @group.command("replace")
@@ -168,20 +170,18 @@ def replace(old: str, new: str | None, no_wait: bool, plan: bool) -> None:
     The kernel copies each LUN's part underneath the LUN, one LUN after the other, then swaps. Without NEW each goes where a
     substitute would go: to a hot spare, else to free space. OLD stays in the array, empty.
     """
-    with opened() as array:
-        begun: list[Task] = []
-        for name in array.luns_on(old):
-            proposal, task = array.propose_replace(name, old, new)
-            if plan:
-                show_plan(array.plan(proposal))
-                continue
-            say(proposal.why)
-            begun.append(array.start(proposal, task))
+    wanted = request(DRIVE, "Replace", of=old, onto=Named("drive", new) if new else None)
+    with reached() as array:
         if plan:
+            show_plan(array.plan(wanted))
             return
+        (paths,) = array.call(wanted)
+        begun = [at(array, path) for path in paths]
+        for task in begun:
+            say(task["why"])
         if not begun:
             say(f"nothing lies on drive {old}")
-        ended = begun if no_wait else [follow(array, task.id) for task in begun]
+        ended = begun if no_wait else [follow(array, task["id"]) for task in begun]
     tell_all(ended)
 
 
@@ -201,16 +201,9 @@ def reconnect(name: str, path: str | None, force: bool, no_wait: bool, plan: boo
 
     A fault that was injected with drive fail is taken away.
     """
-    with opened() as array:
-        proposal, task, found = array.propose_reconnect(name, path, force=force)
-        run(
-            array,
-            proposal,
-            task,
-            plan=plan,
-            no_wait=no_wait,
-            start=lambda wanted, begun: array.reconnect(wanted, begun, found),
-        )
+    where = str(Path(path).absolute()) if path else None
+    with reached() as array:
+        run(array, request(DRIVE, "Reconnect", of=name, path=where, force=force), plan=plan, no_wait=no_wait)
 
 
 @group.command("remove")
@@ -224,19 +217,19 @@ def remove(name: str, no_wait: bool, plan: bool) -> None:
     The kernel copies each LUN's part underneath the LUN, which is in use all the while and loses no redundancy. Nothing is begun
     unless there is room for all of it.
     """
-    with opened() as array:
-        drive = view(array, array.document.drive(name))
-        proposal, task, moves = array.propose_remove(name)
+    wanted = request(DRIVE, "Remove", of=name)
+    with reached() as array:
+        drive = access.drive(array, name)
         if plan:
-            show_plan(array.plan_remove(proposal, task, moves))
+            show_plan(array.plan(wanted))
             return
-        for move in moves:
-            say(move.why)
-        task = array.remove(proposal, task)
-        if not no_wait and not task.state.ended:
-            task = follow(array, task.id)
-        left = {each.name: each for each in array.document.drives}.get(drive["name"])
-        drive = view(array, left) if left else drive
+        task = at(array, *array.call(wanted))
+        if task["why"]:
+            say(task["why"])
+        if not no_wait and task["state"] not in ENDED:
+            task = follow(array, task["id"])
+        left = {each["name"]: each for each in array.drives()}.get(drive["name"])
+        drive = left or drive
     if left is None:
         say(f"drive {drive['name']} removed from the array; {drive['path']} is left where it is")
     tell(task, drive=drive)
@@ -248,11 +241,12 @@ def remove(name: str, no_wait: bool, plan: bool) -> None:
 @common
 def spare(name: str, off: bool) -> None:
     """Make a drive a hot spare."""
-    with opened() as array:
-        drive = array.set_hot_spare(name, not off)
-        if options().json:
-            show_json(view(array, drive))
-        say(f"drive {drive.name} is {'an ordinary drive' if off else 'a hot spare'}")
+    with reached() as array:
+        array.call(request(DRIVE, "SetHotSpare", not off, of=name))
+        drive = access.drive(array, name)
+    if options().json:
+        show_json(drive)
+    say(f"drive {drive['name']} is {'an ordinary drive' if off else 'a hot spare'}")
 
 
 @group.command("trust")
@@ -264,20 +258,16 @@ def trust(name: str, plan: bool) -> None:
 
     A drive that fails three times within a day is given nothing more until then.
     """
-    with opened() as array:
-        proposal = provision.trust(array.document, name)
+    wanted = request(DRIVE, "Trust", of=name)
+    with reached() as array:
         if plan:
-            show_plan(array.plan(proposal))
+            show_plan(array.plan(wanted))
             return
-        array.carry_out(proposal)
-        drive = array.document.drive(name)
-        if options().json:
-            show_json(view(array, drive))
-        say(proposal.why)
-
-
-def view(array: Array, drive: Drive) -> Json:
-    return views.drive_view(array.document, drive)
+        array.call(wanted)
+        drive = access.drive(array, name)
+    if options().json:
+        show_json(drive)
+    say(f"drive {drive['name']} is trusted again")
 
 
 def show_table(drives: Sequence[Json], luns: Sequence[str] | None = None) -> None:

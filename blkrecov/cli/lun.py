@@ -4,13 +4,12 @@ from collections.abc import Sequence
 
 import click
 
-from blkrecov.array import Array
-from blkrecov.cli import complete
-from blkrecov.cli.common import common, listed, opened, options, say, show_json, show_plan, table
+from blkrecov.bus.interfaces import ARRAY, LUN
+from blkrecov.cli import access, complete
+from blkrecov.cli.access import Access, at, request
+from blkrecov.cli.common import common, listed, options, reached, say, show_json, show_plan, table
 from blkrecov.errors import InvalidArgument, ObjectNotFound
-from blkrecov.geometry import Request
-from blkrecov.model import Layout, Lun
-from blkrecov.page83.information import to_json
+from blkrecov.model import Layout
 from blkrecov.units import format_size, parse_size
 from blkrecov.views import Json
 
@@ -42,32 +41,32 @@ def create(
         raise InvalidArgument(
             f"{members} members, but {len(named)} drives are named", remedy="give --members or --drives, not both"
         )
-    request = Request(
-        name=name,
-        layout=Layout(layout),
-        size=parse_size(size),
+    wanted = request(
+        ARRAY,
+        "CreateLun",
+        name,
+        layout,
+        parse_size(size),
         drives=named,
         members=members,
-        exported=not no_export,
+        export=not no_export,
     )
-    with opened() as array:
-        proposal = array.propose_lun(request)
+    with reached() as array:
         if plan:
-            show_plan(array.plan(proposal))
+            show_plan(array.plan(wanted))
             return
-        lun = array.create_lun(proposal)
-        view = array.lun_json(lun)
+        lun = at(array, *array.call(wanted))
     if options().json:
-        show_json(view)
-    say(f"LUN {lun.name} made: {lun.layout.value}, {format_size(lun.bytes)}, {view['device'] or view['node']}")
+        show_json(lun)
+    say(f"LUN {name} made: {layout}, {format_size(lun['size'])}, {lun['device'] or lun['node']}")
 
 
 @group.command("list")
 @common
 def list_() -> None:
     """Show the LUNs."""
-    with opened() as array:
-        luns = [array.lun_json(lun) for lun in array.document.luns]
+    with reached() as array:
+        luns = list(array.luns())
     if options().json:
         show_json(luns)
     else:
@@ -80,12 +79,11 @@ def list_() -> None:
 @common
 def show(name: str | None, information: bool) -> None:
     """Show a LUN; the name may be left out where there is only one."""
-    with opened() as array:
-        lun = _only(array, name)
+    with reached() as array:
+        view = access.lun(array, name) if name is not None else _only(array)
         if information:
-            click.echo(to_json(array.information(lun)).decode())
+            click.echo(*array.call(request(LUN, "GetInformation", of=view["uuid"])))
             return
-        view = array.lun_json(lun)
     if options().json:
         show_json(view)
         return
@@ -106,17 +104,15 @@ def show(name: str | None, information: bool) -> None:
     )
 
 
-def _only(array: Array, name: str | None) -> Lun:
-    if name is not None:
-        return array.document.lun(name)
-    luns = array.document.luns
+def _only(array: Access) -> Json:
+    luns = array.luns()
     if not luns:
         raise ObjectNotFound(
-            f"array {array.document.name!r} has no LUN",
+            f"array {array.head()['name']!r} has no LUN",
             remedy="make one with: blkrecov lun create NAME --layout L --size S",
         )
     if len(luns) > 1:
-        names = ", ".join(lun.name for lun in luns)
+        names = ", ".join(lun["name"] for lun in luns)
         raise InvalidArgument(f"there are several LUNs: {names}", remedy="say which: blkrecov lun show NAME")
     return luns[0]
 
@@ -128,19 +124,17 @@ def _only(array: Array, name: str | None) -> Lun:
 @common
 def extend(name: str, size: str, plan: bool) -> None:
     """Make a LUN larger, while it is used."""
-    with opened() as array:
-        proposal = array.propose_extend(name, parse_size(size))
+    wanted = request(LUN, "Extend", parse_size(size), of=name)
+    with reached() as array:
         if plan:
-            show_plan(array.plan(proposal))
+            show_plan(array.plan(wanted))
             return
-        array.carry_out(proposal)
-        lun = array.document.lun(name)
-        view = array.lun_json(lun)
+        array.call(wanted)
+        lun = access.lun(array, name)
     if options().json:
-        show_json(view)
-    say(
-        f"LUN {lun.name} has {format_size(lun.bytes)} now; grow what is on it, for example: resize2fs {view['device'] or ''}"
-    )
+        show_json(lun)
+    more = f"grow what is on it, for example: resize2fs {lun['device'] or ''}"
+    say(f"LUN {lun['name']} has {format_size(lun['size'])} now; {more}")
 
 
 @group.command("delete")
@@ -149,21 +143,20 @@ def extend(name: str, size: str, plan: bool) -> None:
 @common
 def delete(name: str, plan: bool) -> None:
     """Delete a LUN with all that is on it. Refused while anything uses it."""
-    with opened() as array:
-        remove(array, array.document.lun(name), "LUN", plan=plan)
+    with reached() as array:
+        remove(array, access.lun(array, name), "LUN", plan=plan)
 
 
-def remove(array: Array, lun: Lun, noun: str, *, plan: bool) -> None:
+def remove(array: Access, lun: Json, noun: str, *, plan: bool) -> None:
     """Delete a LUN, which the command calls by this noun, or show how."""
-    proposal = array.propose_delete(lun.name)
+    wanted = request(LUN, "Delete", of=lun["uuid"])
     if plan:
-        show_plan(array.plan(proposal))
+        show_plan(array.plan(wanted))
         return
-    view = array.lun_json(lun)
-    array.carry_out(proposal)
+    array.call(wanted)
     if options().json:
-        show_json(view)
-    say(f"{noun} {lun.name} deleted")
+        show_json(lun)
+    say(f"{noun} {lun['name']} deleted")
 
 
 def _tolerance(more: int) -> str:

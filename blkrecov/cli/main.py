@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from blkrecov import journal
 from blkrecov.cli import array, drive, events, lun, objects, operations, page83, snapshot, status, task, top
 from blkrecov.cli.common import Options, common, tell_error, tell_usage
 from blkrecov.errors import BlkrecovError, Code, resources
@@ -41,9 +42,8 @@ for command in operations.COMMANDS:
 
 def main() -> None:
     """The entry point: every ending has an exit status, and every error its words."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
     # What happens while a command runs is in its result, and kept: blkrecov events.
-    logging.getLogger("blkrecov.events").setLevel(logging.ERROR)
+    journal.log_as("blkrecov", logging.WARNING)
     options = Options(json="--json" in sys.argv[1:])
     sys.exit(run(options))
 

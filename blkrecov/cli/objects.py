@@ -1,20 +1,15 @@
 """blkrecov objects"""
 
+import json
+from collections.abc import Mapping
+
 import click
 
-from blkrecov.cli.common import common, opened, options, show_json, table
-from blkrecov.dmrp.information import (
-    DiskInfo,
-    DriveLetterInfo,
-    FileSystemInfo,
-    RegionInfo,
-    StorageObject,
-    TaskInfo,
-    VolumeInfo,
-)
-from blkrecov.dmrp.notify import view, word
-from blkrecov.dmrp.storage import ObjectList
+from blkrecov.bus.interfaces import ARRAY
+from blkrecov.cli.access import request
+from blkrecov.cli.common import common, options, reached, show_json, table
 from blkrecov.units import format_size
+from blkrecov.views import Json
 
 
 @click.command("objects")
@@ -25,11 +20,13 @@ def objects() -> None:
     The sequence is the number of an object's last change (lastKnownState). What changes is told by events of the kind
     objects_changed.
     """
-    with opened() as array:
-        found = array.objects()
+    with reached() as array:
+        (text,) = array.call(request(ARRAY, "GetObjects"))
+    found = json.loads(text)
     if options().json:
-        show_json([view(item) for item in (*found.objects, *found.tasks)])
+        show_json(found)
         return
+    names = {item["id"]: item["name"] for item in found if "name" in item}
     table(
         [
             ("object", "left"),
@@ -40,48 +37,31 @@ def objects() -> None:
             ("status", "left"),
             ("sequence", "right"),
         ],
-        [_row(found, item) for item in (*found.objects, *found.tasks)],
+        [_row(names, item) for item in found],
     )
 
 
-def _row(listing: ObjectList, item: StorageObject | TaskInfo) -> tuple[str, ...]:
-    names = {
-        other.id: other.name for other in listing.objects if isinstance(other, DiskInfo | VolumeInfo | FileSystemInfo)
-    }
-    match item:
-        case DiskInfo():
-            status = ", ".join(word(flag) for flag in item.device_state) or "unknown"
-            return (
-                "disk",
-                f"{item.id:016x}",
-                item.name,
-                "",
-                format_size(item.length),
-                status,
-                str(item.last_known_state),
-            )
-        case RegionInfo():
-            place = f"{names[item.disk_id]} at {format_size(item.start)}"
-            shown = names.get(item.vol_id, word(item.region_type)), place, format_size(item.length), word(item.status)
-            return "region", f"{item.id:016x}", *shown, str(item.last_known_state)
-        case VolumeInfo():
-            name = f"{item.name} ({word(item.layout)})"
-            shown = name, "", format_size(item.length), word(item.status)
-            return "volume", f"{item.id:016x}", *shown, str(item.last_known_state)
-        case DriveLetterInfo():
-            status = "used" if item.is_used else "free"
-            return "mount point", "", item.path, names[item.storage_id], "", status, str(item.last_known_state)
-        case FileSystemInfo():
-            size = format_size(item.total_allocation_units * item.allocation_unit_size)
-            return (
-                "file system",
-                f"{item.id:016x}",
-                item.name,
-                names[item.storage_id],
-                size,
-                "",
-                str(item.last_known_state),
-            )
-        case TaskInfo():
-            on = names.get(item.storage_id, "")
-            return "task", f"{item.id:016x}", str(item.id & 0xFFFFFFFF), on, "", word(item.status), ""
+def _row(names: Mapping[int, str], item: Json) -> tuple[str, ...]:
+    """Numbers are those of MS-DMRP; what an object is called is told by `names`."""
+    number = f"{item['id']:016x}" if "id" in item else ""
+    sequence = str(item["lastKnownState"]) if "lastKnownState" in item else ""
+    match item["kind"]:
+        case "disk":
+            status = ", ".join(item["deviceState"]) or "unknown"
+            return "disk", number, item["name"], "", format_size(item["length"]), status, sequence
+        case "region":
+            place = f"{names[item['diskId']]} at {format_size(item['start'])}"
+            name = names.get(item["volId"], item["regionType"])
+            return "region", number, name, place, format_size(item["length"]), item["status"], sequence
+        case "volume":
+            name = f"{item['name']} ({item['layout']})"
+            return "volume", number, name, "", format_size(item["length"]), item["status"], sequence
+        case "mountPoint":
+            status = "used" if item["isUsed"] else "free"
+            return "mount point", "", item["path"], names[item["storageId"]], "", status, sequence
+        case "fileSystem":
+            size = format_size(item["totalAllocationUnits"] * item["allocationUnitSize"])
+            return "file system", number, item["name"], names[item["storageId"]], size, "", sequence
+        case _:
+            on = names.get(item["storageId"], "")
+            return "task", number, str(item["id"] & 0xFFFFFFFF), on, "", item["status"], ""

@@ -1,21 +1,18 @@
 """The operations: recover, scrub, resync, and what keeps an array as it should be."""
 
-import logging
 import signal
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import BinaryIO
 
 import click
 
+from blkrecov import journal
+from blkrecov.bus.interfaces import ARRAY, LUN
 from blkrecov.cli import complete, drive, lun
-from blkrecov.cli.array import array_view
-from blkrecov.cli.common import common, opened, options, rates, say, show_json
-from blkrecov.cli.task import run
-from blkrecov.model import DriveStatus
+from blkrecov.cli.access import Named, array_view, request
+from blkrecov.cli.common import common, opened, options, rates, reached, say, show_json, show_plan
+from blkrecov.cli.task import run, run_begun
 from blkrecov.page83 import information
-from blkrecov.page83.information import LunInformation
-from blkrecov.resync import Options
 
 
 @click.command("recover")
@@ -41,9 +38,10 @@ def recover(
       blkrecov recover data
       blkrecov recover data --spare d7 --rate-max 100M --no-wait
     """
-    with opened() as array:
-        proposal, task = array.propose_recover(name, spare, rate_min=rate_min, rate_max=rate_max)
-        run(array, proposal, task, plan=plan, no_wait=no_wait)
+    drive = Named("drive", spare) if spare else None
+    wanted = request(LUN, "Recover", of=name, spare=drive, rate_min=rate_min, rate_max=rate_max)
+    with reached() as array:
+        run(array, wanted, plan=plan, no_wait=no_wait)
 
 
 @click.command("scrub")
@@ -54,9 +52,8 @@ def recover(
 @common
 def scrub(name: str, repair: bool, no_wait: bool, plan: bool) -> None:
     """Read all members of a LUN and count the places where they disagree."""
-    with opened() as array:
-        proposal, task = array.propose_scrub(name, repair=repair)
-        run(array, proposal, task, plan=plan, no_wait=no_wait)
+    with reached() as array:
+        run(array, request(LUN, "Scrub", of=name, repair=repair), plan=plan, no_wait=no_wait)
 
 
 @click.command("resync")
@@ -95,29 +92,30 @@ def resync(
       blkrecov resync monday
       blkrecov resync monday:data tuesday:copy --undo --verify
     """
-    from blkrecov.session import RestoreSession
+    wanted = {
+        "undo": undo,
+        "verify": verify,
+        "no-volume-check": no_volume_check,
+        "revert-identity": revert_identity,
+        "force": tuple(force),
+    }
+    meant = list(given(pairs, file))
+    with reached() as array:
+        if plan:
+            show_plan(array.plan_resync(meant, wanted))
+            return
+        run_begun(array, array.resync(meant, wanted), no_wait=no_wait)
 
-    forced = frozenset(text.lower().removeprefix("0x").removeprefix("naa.") for text in force)
-    wanted = Options(undo=undo, verify=verify, any_volume=no_volume_check, forced=forced)
-    with opened() as array:
-        session = RestoreSession(array)
-        session.begin()
-        for source, target in given(pairs, file):
-            session.add(source, target)
-        proposal, task = session.propose(wanted, revert_identity=revert_identity)
-        run(array, proposal, task, plan=plan, no_wait=no_wait, start=partial(session.start, options=wanted))
 
-
-def given(
-    pairs: Sequence[str], file: BinaryIO | None
-) -> Iterator[tuple[str | LunInformation, str | LunInformation | None]]:
-    """The pairs that a command names, and those in a file: {"sources": [...], "targets": [...]}."""
+def given(pairs: Sequence[str], file: BinaryIO | None) -> Iterator[tuple[str, str]]:
+    """The pairs that a command names, and those in a file: {"sources": [...], "targets": [...]}. Names, or JSON."""
     for pair in pairs:
         source, _, target = pair.partition(":")
-        yield source, target or None
+        yield source, target
     if file is not None:
         several = information.pairs_from_json(file.read())
-        yield from zip(several.sources, several.targets, strict=True)
+        for one, other in zip(several.sources, several.targets, strict=True):
+            yield information.to_json(one).decode(), information.to_json(other).decode()
 
 
 @click.command("monitor")
@@ -129,7 +127,7 @@ def monitor() -> None:
     """
     from blkrecov.monitor import Monitor
 
-    logging.getLogger("blkrecov.events").setLevel(logging.INFO)
+    journal.show_events()
     with opened() as array:
         watching = Monitor(array)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -142,12 +140,12 @@ def monitor() -> None:
 @common
 def reenumerate() -> None:
     """Look for the array's drives anew, wherever they may be."""
-    with opened() as array:
-        came, went = array.reenumerate()
-        missing = [drive.name for drive in array.document.drives if drive.status is DriveStatus.REMOVED]
+    with reached() as array:
+        came, went, missing = array.call(request(ARRAY, "Reenumerate"))
+        name, count = array.head()["name"], len(array.drives())
     if options().json:
         show_json({"arrived": came, "departed": went, "missing": missing})
-    say(f"array {array.document.name}: {len(array.document.drives) - len(missing)} drives are there")
+    say(f"array {name}: {count - len(missing)} drives are there")
     if missing:
         say(f"  missing: {', '.join(missing)}")
 
@@ -156,8 +154,8 @@ def reenumerate() -> None:
 @common
 def refresh() -> None:
     """Read the properties of all that is known anew, and bring up what is down."""
-    with opened() as array:
-        array.refresh()
+    with reached() as array:
+        array.call(request(ARRAY, "Refresh"))
         view = array_view(array)
     if options().json:
         show_json(view)

@@ -2,9 +2,11 @@
 
 import click
 
-from blkrecov.cli import complete
-from blkrecov.cli.common import common, opened, options, show_json, table
-from blkrecov.errors import BlkrecovError, ObjectNotFound
+from blkrecov.bus.interfaces import LUN
+from blkrecov.cli import access, complete
+from blkrecov.cli.access import request
+from blkrecov.cli.common import common, options, reached, show_json, table
+from blkrecov.errors import ObjectNotFound
 from blkrecov.page83 import sysfs
 from blkrecov.page83.designator import Designator, Naa, eligible
 from blkrecov.views import Json
@@ -23,11 +25,9 @@ def show(what: str | None) -> None:
     if what is not None and what.startswith("/dev/"):
         disks = {what: what}
     else:
-        with opened() as array:
-            luns = [array.document.lun(what)] if what else list(array.document.luns)
-            disks = {
-                lun.name: export.disk for lun in luns if (export := array.observed.exports.get(lun.uuid)) is not None
-            }
+        with reached() as array:
+            luns = [access.lun(array, what)] if what else list(array.luns())
+            disks = {lun["name"]: lun["device"] for lun in luns if lun["device"] is not None}
             if what and not disks:
                 raise ObjectNotFound(f"LUN {what!r} has no SCSI disk", remedy="it was made with --no-export")
     rows = [row for name, disk in disks.items() for row in _rows(name, disk)]
@@ -93,19 +93,16 @@ def _text(designator: Designator) -> str:
 def check(context: click.Context) -> None:
     """Ask every witness of every identity: the configuration, sysfs, udev. The exit status is 0 if they agree."""
     rows: list[Json] = []
-    with opened() as array:
-        for lun in array.document.luns:
-            try:
-                verified, trouble = array.verify(lun), None
-            except BlkrecovError as error:
-                verified, trouble = False, error.message
+    with reached() as array:
+        for lun in array.luns():
+            verified, witnesses, trouble = array.call(request(LUN, "Verify", of=lun["uuid"]))
             rows.append(
                 {
-                    "name": lun.name,
+                    "name": lun["name"],
                     "verified": verified,
-                    "exported": lun.exported,
-                    "trouble": trouble,
-                    "witnesses": {witness.source: witness.naa for witness in array.witnesses(lun)},
+                    "exported": lun["exported"],
+                    "trouble": trouble or None,
+                    "witnesses": {source: naa or None for source, naa, _ in witnesses},
                 }
             )
     if options().json:

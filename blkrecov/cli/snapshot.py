@@ -5,13 +5,16 @@ from datetime import UTC, datetime
 
 import click
 
-from blkrecov.cli import complete
-from blkrecov.cli.common import common, listed, opened, options, say, show_json, show_plan, table
+from blkrecov.bus.interfaces import ARRAY, SHADOW
+from blkrecov.bus.objects import NONE
+from blkrecov.cli import access, complete
+from blkrecov.cli.access import Access, Named, at, request
+from blkrecov.cli.common import common, listed, options, reached, say, show_json, show_plan, table
 from blkrecov.cli.lun import remove
-from blkrecov.cli.task import run
+from blkrecov.cli.task import run_begun
 from blkrecov.errors import InvalidArgument, ShadowNotFound
-from blkrecov.model import Document, Layout, Lun
-from blkrecov.shadows import CHUNK, ShadowRequest
+from blkrecov.model import Layout
+from blkrecov.shadows import CHUNK
 from blkrecov.units import Bytes, format_size, parse_size
 from blkrecov.views import Json
 
@@ -51,29 +54,26 @@ def create(
     """
     if len(words) % 2:
         raise InvalidArgument(f"{words[-1]!r} stands alone", remedy="name each LUN, and after it its shadow copy")
-    requests = [
-        ShadowRequest(
-            origin=origin,
-            name=name,
-            plex=plex,
-            size=parse_size(store) if store else None,
-            chunk=parse_size(chunk),
-            layout=Layout(layout) if layout else None,
-            drives=listed(drives),
-            exported=not no_export,
-        )
-        for origin, name in zip(words[::2], words[1::2], strict=True)
-    ]
-    with opened() as array:
-        proposal, task = array.propose_shadows(requests)
-        if task is not None:
-            run(array, proposal, task, plan=plan, no_wait=no_wait)
-            return
+    wanted = request(
+        ARRAY,
+        "CreateShadowCopies",
+        [(Named("lun", origin), name) for origin, name in zip(words[::2], words[1::2], strict=True)],
+        plex=plex,
+        store=parse_size(store) if store else None,
+        chunk=parse_size(chunk),
+        layout=layout,
+        drives=listed(drives),
+        export=not no_export,
+    )
+    with reached() as array:
         if plan:
-            show_plan(array.plan(proposal))
+            show_plan(array.plan(wanted))
             return
-        array.carry_out(proposal)
-        views = [array.lun_json(array.document.lun(request.name)) for request in requests]
+        made, task = array.call(wanted)
+        if task != NONE:
+            run_begun(array, task, no_wait=no_wait)
+            return
+        views = [at(array, path) for path in made]
     if options().json:
         show_json(views if len(views) > 1 else views[0])
     for view in views:
@@ -86,8 +86,8 @@ def create(
 @common
 def list_() -> None:
     """Show the shadow copies."""
-    with opened() as array:
-        views = [array.lun_json(lun) for lun in array.document.luns if lun.shadow is not None]
+    with reached() as array:
+        views = [lun for lun in array.luns() if lun["shadow"] is not None]
     if options().json:
         show_json(views)
     else:
@@ -101,14 +101,14 @@ def list_() -> None:
 @common
 def extend(name: str, store: str, plan: bool) -> None:
     """Give a shadow copy more room for what its origin changes, while it is used."""
-    with opened() as array:
-        shadow_copy(array.document, name)
-        proposal = array.propose_extend_store(name, parse_size(store))
+    with reached() as array:
+        shadow_copy(array, name)
+        wanted = request(SHADOW, "Extend", parse_size(store), of=name)
         if plan:
-            show_plan(array.plan(proposal))
+            show_plan(array.plan(wanted))
             return
-        array.carry_out(proposal)
-        view = array.lun_json(array.document.lun(name))
+        array.call(wanted)
+        view = access.lun(array, name)
     if options().json:
         show_json(view)
     say(f"shadow copy {name} has room for {format_size(view['shadow']['store']['size'])} of changes now")
@@ -120,14 +120,14 @@ def extend(name: str, store: str, plan: bool) -> None:
 @common
 def delete(name: str, plan: bool) -> None:
     """Delete a shadow copy. Refused while anything uses it; its origin stays as it is."""
-    with opened() as array:
-        remove(array, shadow_copy(array.document, name), "shadow copy", plan=plan)
+    with reached() as array:
+        remove(array, shadow_copy(array, name), "shadow copy", plan=plan)
 
 
-def shadow_copy(document: Document, name: str) -> Lun:
+def shadow_copy(array: Access, name: str) -> Json:
     """The shadow copy of this name. Raises: ObjectNotFound, ObjectDeleted; ShadowNotFound for a LUN that is none."""
-    lun = document.lun(name)
-    if lun.shadow is None:
+    lun = access.lun(array, name)
+    if lun["shadow"] is None:
         raise ShadowNotFound(f"LUN {name!r} is no shadow copy", remedy="list them with: blkrecov snapshot list")
     return lun
 

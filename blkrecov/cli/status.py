@@ -1,18 +1,16 @@
 """blkrecov status"""
 
+import dataclasses
 from collections.abc import Iterator
+from uuid import UUID
 
 import click
 
-from blkrecov import engine
-from blkrecov.cli import lun
-from blkrecov.cli.array import array_view
-from blkrecov.cli.common import common, opened, options, say, show_json, table
-from blkrecov.dm.control import Control
+from blkrecov import state
+from blkrecov.cli import array, lun
+from blkrecov.cli.common import common, daemon, options, reached, say, show_json, table
 from blkrecov.errors import BlkrecovError
-from blkrecov.overview import report
-from blkrecov.settings import Settings
-from blkrecov.survey import survey
+from blkrecov.state import ArrayState
 from blkrecov.units import format_size
 from blkrecov.views import Json
 
@@ -46,30 +44,33 @@ def status(context: click.Context) -> None:
 
 
 def _views() -> Iterator[Json]:
-    """Each array of this machine, or the one that is asked for; one that cannot be opened says why."""
-    found = () if options().array else engine.list_arrays(Settings.load())
-    if len(found) < 2:
-        yield _view()
-        return
-    for array in found:
-        options().array = str(array.uuid)
+    """Each array of this machine, or the one that is asked for; where there are several, one that cannot be opened says why.
+
+    One that was stopped is not brought up for that: this is a monitoring system's check.
+    """
+    with daemon() as running:
+        arrays = running.arrays() if running else array.found()
+    asked = options().array
+    arrays = [each for each in arrays if asked in (None, each["name"], each["uuid"])]
+    for each in arrays:
+        known = ArrayState(uuid=UUID(each["uuid"]), name=each["name"], summary=f"array {each['name']} is stopped")
+        if each["stopped"]:
+            yield state.status(known)
+            continue
+        options().array = each["uuid"]
         try:
             yield _view()
         except BlkrecovError as error:
-            what = f"cannot be opened: {error.message}"
-            problem = {"kind": "array", "name": array.name, "state": "unknown", "what": what, "remedy": error.remedy}
-            yield {
-                "name": array.name,
-                "healthy": False,
-                "summary": f"array {array.name} cannot be opened",
-                "problems": [problem],
-                **{key: [] for key in ("tasks", "drives", "luns")},
-            }
+            if len(arrays) == 1:
+                raise
+            yield state.status(dataclasses.replace(known, trouble=error.message, remedy=error.remedy))
+    if not arrays:
+        yield _view()  # Which says why not.
 
 
 def _view() -> Json:
-    with opened() as array, Control() as control:
-        return {**array_view(array), **report(survey(array, control))}
+    with reached() as access:
+        return state.status(access.state())
 
 
 def _show(view: Json) -> None:

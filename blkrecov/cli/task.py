@@ -1,37 +1,32 @@
 """blkrecov task, and how a task's progress is shown."""
 
+import json
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import click
 
-from blkrecov import views
-from blkrecov.array import Array
-from blkrecov.cli.common import common, console, opened, options, rates, say, show_json, show_plan, table
-from blkrecov.dmrp import notify, storage
+from blkrecov.bus.interfaces import TASK
+from blkrecov.cli.access import Access, Named, OnProgress, Request, at, request
+from blkrecov.cli.common import common, console, options, rates, reached, say, show_json, show_plan, table
 from blkrecov.errors import BlkrecovError, Code
-from blkrecov.model import Task, TaskState
-from blkrecov.proposal import Proposal
-from blkrecov.running import Progress
+from blkrecov.model import TaskState
+from blkrecov.state import ENDED
 from blkrecov.units import format_size
 from blkrecov.views import Json
 
 WINDOW_S = 3.0
 
 
-_ENDED = {state.value for state in TaskState if state.ended}
-
-
 class TaskEnded(BlkrecovError):
     """A task ended badly: its own code, message and remedy."""
 
-    def __init__(self, task: Task) -> None:
-        super().__init__(task.message, remedy=task.remedy)
-        # Callers match codes, and this error has its task's.
-        self.__class__ = type("TaskEnded", (TaskEnded,), {"code": Code[task.code]})
+    def __init__(self, task: Json) -> None:
+        super().__init__(task["message"], remedy=task["remedy"])
+        self.code = Code[task["code"]]  # type: ignore[misc]
 
 
 @click.group("task")
@@ -43,8 +38,8 @@ def group() -> None:
 @common
 def list_() -> None:
     """Show the tasks that are under way, and the last that have ended."""
-    with opened() as array:
-        found = [views.task_view(array.progress(item.id).task) for item in array.document.tasks]
+    with reached() as array:
+        found = list(array.tasks())
     if options().json:
         show_json(found)
         return
@@ -64,7 +59,7 @@ def list_() -> None:
                 " ".join(item["objects"]),
                 "paused" if item["paused"] else item["state"],
                 f"{item['percent']} %",
-                item["message"] or (item["code"] if item["state"] in _ENDED else ""),
+                item["message"] or (item["code"] if item["state"] in ENDED else ""),
             )
             for item in found
         ],
@@ -76,10 +71,10 @@ def list_() -> None:
 @common
 def show(number: int) -> None:
     """Show a task."""
-    with opened() as array:
-        task = array.progress(number).task
-        dmrp = notify.view(storage.task_info(array.document, task))
-    tell(task, dmrp=dmrp)
+    with reached() as array:
+        (text,) = array.call(request(TASK, "GetTaskInfo", of=str(number)))
+        task = _task(array, number)
+    tell(task, dmrp=json.loads(text))
 
 
 @group.command("wait")
@@ -88,7 +83,8 @@ def show(number: int) -> None:
 @common
 def wait(number: int, timeout: float | None) -> None:
     """Wait until a task has ended. The exit status is the task's."""
-    with opened() as array:
+    with reached() as array:
+        array.path(Named("task", str(number)))
         tell(follow(array, number, timeout))
 
 
@@ -97,14 +93,15 @@ def wait(number: int, timeout: float | None) -> None:
 @common
 def cancel(number: int) -> None:
     """Stop a task."""
-    with opened() as array:
-        task = array.cancel(number)
+    with reached() as array:
+        array.call(request(TASK, "Cancel", of=str(number)))
+        task = _task(array, number)
     if options().json:
-        show_json(views.task_view(task))
-    if task.state.ended:
-        say(f"task {task.id} is cancelled")
+        show_json(task)
+    if task["state"] in ENDED:
+        say(f"task {number} is cancelled")
     else:
-        say(f"task {task.id} puts back what was there before; wait for it with: blkrecov task wait {task.id}")
+        say(f"task {number} puts back what was there before; wait for it with: blkrecov task wait {number}")
 
 
 @group.command("pause")
@@ -112,8 +109,9 @@ def cancel(number: int) -> None:
 @common
 def pause(number: int) -> None:
     """Hold a task up until it is resumed, over restarts too."""
-    with opened() as array:
-        tell(array.pause(number))
+    with reached() as array:
+        array.call(request(TASK, "Pause", of=str(number)))
+        tell(_task(array, number))
 
 
 @group.command("resume")
@@ -121,8 +119,9 @@ def pause(number: int) -> None:
 @common
 def resume(number: int) -> None:
     """Let a paused task go on."""
-    with opened() as array:
-        tell(array.resume(number))
+    with reached() as array:
+        array.call(request(TASK, "Resume", of=str(number)))
+        tell(_task(array, number))
 
 
 @group.command("rate")
@@ -133,63 +132,66 @@ def rate(number: int, rate_min: int | None, rate_max: int | None) -> None:
     """Change how fast a task may go, while it runs."""
     if (rate_min, rate_max) == (None, None):
         raise click.UsageError("nothing to set: give --rate-min or --rate-max")
-    with opened() as array:
-        tell(array.set_rates(number, rate_min, rate_max))
+    with reached() as array:
+        array.call(request(TASK, "SetRates", of=str(number), rate_min=rate_min, rate_max=rate_max))
+        tell(_task(array, number))
 
 
-def run(
-    array: Array,
-    proposal: Proposal,
-    task: Task,
-    *,
-    plan: bool,
-    no_wait: bool,
-    start: Callable[[Proposal, Task], Task] | None = None,
-) -> None:
-    """Start a task and wait for it, as the command's options say. `start` is Array.start, if nothing else is given."""
+def _task(array: Access, number: int) -> Json:
+    return at(array, array.path(Named("task", str(number))))
+
+
+def run(array: Access, wanted: Request, *, plan: bool, no_wait: bool) -> None:
+    """Begin what has a task, and wait for it, as the command's options say."""
     if plan:
-        show_plan(array.plan(proposal))
+        show_plan(array.plan(wanted))
         return
-    say(proposal.why)
-    started = (start or array.start)(proposal, task)
-    tell(started if no_wait else follow(array, started.id))
+    (path,) = array.call(wanted)
+    run_begun(array, path, no_wait=no_wait)
 
 
-def tell(task: Task, **more: Json) -> None:
+def run_begun(array: Access, path: str, *, no_wait: bool) -> None:
+    """Wait for the task of this path, unless the command's options say not to."""
+    task = at(array, path)
+    say(task["why"])
+    tell(task if no_wait else follow(array, task["id"]))
+
+
+def tell(task: Json, **more: Json) -> None:
     """Print a task, with more in its JSON. Raises TaskEnded for one that failed or was cancelled, so the exit status says so."""
     if options().json:
-        show_json({**views.task_view(task), **more})
+        show_json({**task, **more})
     _tell([task])
 
 
-def tell_all(tasks: Sequence[Task]) -> None:
+def tell_all(tasks: Sequence[Json]) -> None:
     """Print the tasks of one command. Raises TaskEnded for the first that ended badly."""
     if options().json:
-        show_json([views.task_view(task) for task in tasks])
+        show_json(list(tasks))
     _tell(tasks)
 
 
-def _tell(tasks: Sequence[Task]) -> None:
+def _tell(tasks: Sequence[Json]) -> None:
     for task in tasks:
-        moved = views.task_view(task)["bytes"]
+        moved = task["bytes"]
         say(
-            f"task {task.id}: {task.kind.value} of {' '.join(task.objects)}: {task.state.value.replace('_', ' ')}, "
-            f"{task.percent} %{', paused' if task.paused else ''}{', ' + task.message if task.message else ''}"
+            f"task {task['id']}: {task['kind']} of {' '.join(task['objects'])}: {task['state'].replace('_', ' ')}, "
+            f"{task['percent']} %{', paused' if task['paused'] else ''}{', ' + task['message'] if task['message'] else ''}"
         )
-        if task.state.ended:
+        if task["state"] in ENDED:
             say(f"  the kernel moved {format_size(moved['kernel'])}, this program {format_size(moved['process'])}")
     for task in tasks:
-        if task.state in (TaskState.FAILED, TaskState.CANCELLED):
+        if task["state"] in (TaskState.FAILED, TaskState.CANCELLED):
             raise TaskEnded(task)
 
 
-def follow(array: Array, number: int, timeout_s: float | None = None) -> Task:
+def follow(array: Access, number: int, timeout_s: float | None = None) -> Json:
     """Wait for a task, showing its progress to people. Ctrl-C ends the showing, not the task."""
     if options().json:
-        return array.wait(number, timeout_s=timeout_s)
+        return array.follow(number, None, timeout_s)
     try:
         with _shown() as on_progress:
-            return array.wait(number, on_progress=on_progress, timeout_s=timeout_s)
+            return array.follow(number, on_progress, timeout_s)
     except KeyboardInterrupt:
         click.echo(f"\nthe task goes on; wait for it with: blkrecov task wait {number}", err=True)
         raise
@@ -220,24 +222,28 @@ class Rate:
         return f"{format_size(int(rate))}/s, {max(0, total - done) / rate:.0f} s left"
 
 
+def _is_at_work(task: Json) -> bool:
+    return task["state"] == TaskState.IN_PROGRESS and not task["paused"] and bool(task["phase"])
+
+
 @contextmanager
-def _shown() -> Iterator[Callable[[Progress], None]]:
+def _shown() -> Iterator[OnProgress]:
     """A bar on a terminal; elsewhere a line now and then."""
     rate = Rate()
     if not sys.stderr.isatty():
         last = -10
 
-        def line(progress: Progress) -> None:
+        def line(task: Json) -> None:
             nonlocal last
-            if progress.phase is None:
+            if not _is_at_work(task):
                 return
-            rate.note(time.monotonic(), progress.done)
-            percent = progress.task.percent
+            rate.note(time.monotonic(), task["done"])
+            percent = task["percent"]
             if percent >= last + 10:
                 last = percent
-                amount = f"{format_size(progress.done)} of {format_size(progress.total)}"
-                words = rate.words(progress.done, progress.total)
-                click.echo(f"  {progress.phase.value} {percent:3d} %  {amount}, {words}", err=True)
+                amount = f"{format_size(task['done'])} of {format_size(task['total'])}"
+                words = rate.words(task["done"], task["total"])
+                click.echo(f"  {task['phase']} {percent:3d} %  {amount}, {words}", err=True)
 
         yield line
         return
@@ -253,18 +259,18 @@ def _shown() -> Iterator[Callable[[Progress], None]]:
     with Bar(*columns, console=console(stderr=True)) as bar:
         row = bar.add_task("", total=100, words="")
 
-        def draw(progress: Progress) -> None:
-            if progress.phase is None:
-                finished = progress.task.state is TaskState.COMPLETED
-                bar.update(row, completed=100 if finished else None, words=progress.task.state.value.replace("_", " "))
+        def draw(task: Json) -> None:
+            if not _is_at_work(task):
+                finished = task["state"] == TaskState.COMPLETED
+                bar.update(row, completed=100 if finished else None, words=task["state"].replace("_", " "))
                 return
-            rate.note(time.monotonic(), progress.done)
+            rate.note(time.monotonic(), task["done"])
             bar.update(
                 row,
-                description=progress.phase.value,
-                completed=progress.task.percent,
-                words=f"{format_size(progress.done)} of {format_size(progress.total)}, "
-                + rate.words(progress.done, progress.total),
+                description=task["phase"],
+                completed=task["percent"],
+                words=f"{format_size(task['done'])} of {format_size(task['total'])}, "
+                + rate.words(task["done"], task["total"]),
             )
 
         yield draw

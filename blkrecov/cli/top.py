@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from blkrecov.array import Array
-from blkrecov.cli.common import common, console, opened, options, show_json
-from blkrecov.dm.control import Control
-from blkrecov.overview import Overview, activity
-from blkrecov.survey import survey
+from blkrecov.cli.access import Access
+from blkrecov.cli.common import common, console, options, reached, show_json
+from blkrecov.overview import activity
 from blkrecov.units import format_size
 from blkrecov.views import Json
 
@@ -47,40 +45,29 @@ def top(interval: float) -> None:
     It looks at the kernel's counters and asks no drive. Where its output is no terminal, and with --json, it looks twice and
     shows once. Rates are bytes per second.
     """
-    with opened() as array, Control() as control:
+    with reached() as array:
         if options().json or not sys.stdout.isatty():
-            before, now = _samples(array, control, partial(_counted(2), interval))
+            before, now = array.samples(partial(_counted(2), interval))
             if options().json:
                 show_json(activity(now, before))
             else:
-                console().print(render(now, before))
+                console().print(render(activity(now, before)))
             return
-        _watch(array, control, interval)
+        _watch(array, interval)
 
 
-def _watch(array: Array, control: Control, interval: float) -> None:
+def _watch(array: Access, interval: float) -> None:
     from rich.live import Live
 
     screen = console()
     before = None
     with _keys() as pressed, Live(console=screen, screen=True, auto_refresh=False) as live:
         try:
-            for now in _samples(array, control, lambda: pressed(interval)):
-                live.update(render(now, before, screen.width, screen.height), refresh=True)
+            for now in array.samples(lambda: pressed(interval)):
+                live.update(render(activity(now, before), screen.width, screen.height), refresh=True)
                 before = now
         except KeyboardInterrupt:
             return
-
-
-def _samples(array: Array, control: Control, ended: Callable[[], bool]) -> Iterator[Overview]:
-    """What there is to see, again and again. Others may work on the array meanwhile; what they change is read anew."""
-    while True:
-        with array.unlocked():
-            while not array.outdated():
-                yield survey(array, control)
-                if ended():
-                    return
-        array.reload()
 
 
 def _counted(number: int) -> Callable[[float], bool]:
@@ -117,12 +104,11 @@ def _keys() -> Iterator[Callable[[float], bool]]:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
-def render(now: Overview, before: Overview | None, width: int = 80, height: int = HEIGHT) -> "RenderableType":
-    """One screen of so many columns and lines. Where not all rows fit, those stay that are not well or busiest."""
+def render(view: Json, width: int = 80, height: int = HEIGHT) -> "RenderableType":
+    """An activity() on a screen of so many columns and lines. Where not all rows fit, those stay that are not well or busiest."""
     from rich.console import Group
     from rich.text import Text
 
-    view = activity(now, before)
     rows = {"drives": [_drive(row) for row in view["drives"]], "luns": [_lun(row) for row in view["luns"]]}
     rows["tasks"] = [_task(row) for row in view["tasks"]]
     order: dict[str, Callable[[Json], Any]] = {

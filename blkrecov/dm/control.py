@@ -4,8 +4,8 @@ Knows: how to ask the kernel, how to wait out its short refusals, what its refus
 say, which devices belong together, whether an operation is wise.
 
 Always true:
-- Every call has a buffer of its own and no call takes a lock, so a thread that is held in the kernel (a suspend waits for I/O
-  that a target holds, without limit) stops no other thread.
+- Every call has a buffer of its own and no call takes a lock, so a thread that is held in the kernel stops no other thread.
+- A suspend waits for the I/O under way as long as some of it ends now and then, and no longer.
 - A call that fails raises KernelRefused or one of its kinds; it holds the errno, and what device-mapper logged meanwhile.
 - Devices and the words "private" and "visible": a visible device is for the host, a private one is a layer that udev's rules
   are told to leave alone. Every event that the kernel sends for us says which, or the rules would change their minds.
@@ -14,8 +14,10 @@ Always true:
 import ctypes
 import errno
 import os
+import signal
 import stat
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -44,6 +46,7 @@ from blkrecov.dm.abi import (
     udev_event,
 )
 from blkrecov.dm.kmsg import LogMark
+from blkrecov.dm.stalled import PATIENCE_S, Stalled, directory, hangs
 from blkrecov.dm.table import Table
 from blkrecov.errors import AccessDenied, BlkrecovError, Code, NotSupported, ProviderFailure, pass_on_exhaustion
 from blkrecov.units import Sectors
@@ -58,6 +61,7 @@ _BUSY_PATIENCE_S: Final = 5.0
 _SILENT: Final = frozenset({"linear", "error", "snapshot-origin"})
 _NODE_PATIENCE_S: Final = 5.0
 _LOOK_AGAIN_S: Final = 0.01
+_SIGNAL: Final = signal.SIGRTMAX - 1
 
 # Modules whose name is not "dm-" and the target's.
 _MODULES: Final = {"snapshot-origin": "dm-snapshot", "snapshot-merge": "dm-snapshot"}
@@ -258,15 +262,19 @@ class Control:
     def suspend(self, name: str, *, flush: bool = True, freeze: bool = True) -> None:
         """Hold all new I/O. Suspending a suspended device is no error.
 
-        With `flush` it waits for the I/O under way, without limit where a target holds it; without, targets that can give
-        their I/O back do so. `freeze` syncs and freezes a mounted file system first (the kernel does so only when it flushes).
+        With `flush` it waits for the I/O under way; without, targets that can give their I/O back do so, and few can. `freeze`
+        syncs and freezes a mounted file system first (the kernel does so only when it flushes).
+
+        Raises: Stalled when nothing of that I/O ends any more; the device goes on as it was.
+        Kernel: drivers/md/dm.c, __dm_suspend(): a signal ends the wait, and what was begun is taken back
         """
         flags = Flag.SUSPEND
         if not flush:
             flags |= Flag.NOFLUSH
         if not freeze:
             flags |= Flag.SKIP_LOCKFS
-        self._call("DEV_SUSPEND", name, flags=flags)
+        with _Watch(self.info(name)) as watch:
+            self._call("DEV_SUSPEND", name, flags=flags, watch=watch)
 
     def resume(self, name: str, *, visible: bool) -> None:
         """Make the inactive table, if there is one, the live one, and let I/O go. /dev/mapper follows later: ensure_node()."""
@@ -380,6 +388,7 @@ class Control:
         event_nr: int = 0,
         target_count: int = 0,
         payload: bytes = b"",
+        watch: "_Watch | None" = None,
     ) -> Reply:
         """One ioctl, with a larger buffer where the answer needs one, and again when a signal interrupted it."""
         command = COMMANDS[operation]
@@ -395,7 +404,11 @@ class Control:
                 target_count=target_count,
                 payload=payload,
             )
-            answer = self._explained(operation, name, raw) if command.explains else self._ioctl(operation, name, raw)
+            answer = (
+                self._explained(operation, name, raw, watch)
+                if command.explains
+                else self._ioctl(operation, name, raw, watch=watch)
+            )
             reply = decode_reply(answer)
             if not reply.flags & Flag.BUFFER_FULL:
                 return reply
@@ -403,11 +416,18 @@ class Control:
             if size > _BUFFER_LIMIT:
                 raise KernelRefused(operation, name, errno.ENOBUFS)
 
-    def _explained(self, operation: str, name: str, raw: bytes) -> bytes:
+    def _explained(self, operation: str, name: str, raw: bytes, watch: "_Watch | None") -> bytes:
         with LogMark() as mark:
-            return self._ioctl(operation, name, raw, said=mark.lines)
+            return self._ioctl(operation, name, raw, said=mark.lines, watch=watch)
 
-    def _ioctl(self, operation: str, name: str, raw: bytes, said: Callable[[], tuple[str, ...]] = lambda: ()) -> bytes:
+    def _ioctl(
+        self,
+        operation: str,
+        name: str,
+        raw: bytes,
+        said: Callable[[], tuple[str, ...]] = lambda: (),
+        watch: "_Watch | None" = None,
+    ) -> bytes:
         buffer = ctypes.create_string_buffer(raw, len(raw))
         number = errno.EINTR
         # A bytecode between two tries is enough for Python to run its signal handlers, which may raise to end this.
@@ -415,6 +435,11 @@ class Control:
             # Not fcntl.ioctl(): it keeps the interpreter's lock while the kernel works on a buffer of more than 1024 bytes, and a
             # load that waits for a hung drive would stop every thread.
             number = 0 if _libc().ioctl(self._fd, COMMANDS[operation].request, buffer) == 0 else ctypes.get_errno()
+            if number == errno.EINTR and watch is not None and watch.gave_up:
+                raise Stalled(
+                    f"{operation} {name}: no request to it has come back for {PATIENCE_S:g} s",
+                    remedy="see to what it lies on: dmsetup info -c -o name,suspended; journalctl -k",
+                )
         match number:
             case 0:
                 return buffer.raw
@@ -455,6 +480,48 @@ class Control:
             subprocess.run(["modprobe", "--quiet", module], check=False, timeout=30, stdin=subprocess.DEVNULL)
         if kind not in self.targets():
             raise TargetMissing(kind, module, refused.log if refused else ()) from refused
+
+
+class _Watch:
+    """Beside a call that waits for a device's requests: interrupts it when none of them ends any more."""
+
+    def __init__(self, info: DeviceInfo) -> None:
+        self._device = directory(*info.number)
+        self._caller = threading.get_ident()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"suspend {info.name}", daemon=True)
+        self.gave_up = False
+
+    def __enter__(self) -> Self:
+        _arm()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        # The device's requests may be fewer for a moment than those that it is asked for: so it is looked at until the end.
+        while not self._ended.wait(_LOOK_AGAIN_S):
+            if hangs(self._device, self._ended):
+                self.gave_up = True
+                signal.pthread_kill(self._caller, _SIGNAL)
+
+
+@cache
+def _arm() -> None:
+    """Have the signal interrupt what it meets, and nothing else: its handler is a function of the C library without effect.
+
+    Python's own handlers can be set by one thread only, and run in that one.
+    """
+    libc = _libc()
+    libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal(_SIGNAL, ctypes.cast(libc.abs, ctypes.c_void_p))
+    libc.siginterrupt(_SIGNAL, 1)
 
 
 def node(name: str) -> Path:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from blkrecov.dm.stalled import Stalled
 from blkrecov.drives import raw
 from blkrecov.drives.label import BLOCK
 from blkrecov.drives.store import IoCounter
@@ -102,6 +103,8 @@ def examine(drive: Drive, device: str, port: str, counter: IoCounter) -> Finding
     node = port if drive.fault is not None else device
     try:
         raw.write(node, 0, raw.read(node, 0, BLOCK, counter), counter)
+    except Stalled:
+        return found  # To take it for failed would be to wait for what is under way on it.
     except BlkrecovError as error:
         return Finding(DriveStatus.FAILED, error.message)
     return found

@@ -134,14 +134,17 @@ def detach(device: LoopDevice) -> bool:
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """Keeps every loop device open that is attached now, so that none goes away between being looked at and being used.
+def held(passing: frozenset[int] = frozenset()) -> Iterator[None]:
+    """Keeps every loop device open that is attached now, so that none goes away between being looked at and being used; but for
+    those with the numbers `passing` (st_rdev), which are others' to let go of.
 
     One that was told to detach while udev looked at it is still there, marked autoclear, until udev closes it; what is
     built on it then ends up on an empty device, or on the next file to get its number.
     """
     with ExitStack() as nodes:
         for device in attached():
+            if os.makedev(MAJOR, device.number) in passing:
+                continue
             try:
                 node = os.open(device.path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:  # Gone already.

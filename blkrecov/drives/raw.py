@@ -2,6 +2,8 @@
 
 Direct I/O throughout: the page cache of a lower device is not told of what comes through device-mapper, so a buffered read
 may show what was there before.
+
+All of it raises Stalled too: for a device, or one below it, that would not answer.
 """
 
 import errno
@@ -14,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
+from blkrecov.dm.stalled import refuse_stalled
 from blkrecov.drives.store import DriveIoError, IoCounter
 from blkrecov.errors import pass_on_exhaustion
 
@@ -116,6 +119,7 @@ def flush(node: str) -> None:
 
 @contextmanager
 def _opened(node: str, flags: int) -> Iterator[int]:
+    refuse_stalled(node)
     descriptor = _checked("open", node, lambda: os.open(node, flags | os.O_DIRECT | os.O_CLOEXEC))
     try:
         yield descriptor

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
+from blkrecov.dm.stalled import Stalled, refuse_stalled
 from blkrecov.drives import loop
 from blkrecov.drives.label import MINIMUM_SIZE, Label, NoLabel
 from blkrecov.drives.loop import Inode, LoopDevice
@@ -79,15 +80,22 @@ def scan(
     counter: IoCounter,
     *,
     deep: bool = False,
+    passing: frozenset[int] = frozenset(),
     max_files: int = MAX_FILES,
     places: Places | None = None,
 ) -> Scan:
-    """Find drives. A hint or a directory that is not there is told in `refused`; nothing of this stops the search.
+    """Find drives. A hint or a directory that is not there is told in `refused`; nothing of this stops the search. Block devices
+    with the numbers `passing` (st_rdev), and the files below them, are not looked at.
 
     Raises: AccessDenied when loop devices may not be looked at.
     """
     places = places or Places()
-    search = _Search(counter, max_files, {device.backing: device for device in _whole(loop.attached(places.sys_block))})
+    search = _Search(
+        counter,
+        max_files,
+        {device.backing: device for device in _whole(loop.attached(places.sys_block))},
+        passing=passing,
+    )
     for hint in hints:
         search.look(hint, asked_for=True)
     for directory in directories:
@@ -169,6 +177,7 @@ class _Search:
     counter: IoCounter
     files_left: int
     loops: dict[Inode, LoopDevice]
+    passing: frozenset[int] = frozenset()
     gave_up: bool = False
     seen: set[Inode] = field(default_factory=set)
     found: list[Found] = field(default_factory=list)
@@ -191,13 +200,13 @@ class _Search:
             device = self.loops.get(inode)
         if device is not None:
             self.look_at_loop(device)
-        elif inode not in self.seen:
+        elif inode not in self.seen and inode.number not in (self.passing if inode.device < 0 else ()):
             self.seen.add(inode)
             self._read(path, None, asked_for=asked_for)
 
     def look_at_loop(self, device: LoopDevice) -> None:
         """Look through a loop device: while there is one, the file is not to be read itself."""
-        if device.backing not in self.seen:
+        if device.backing not in self.seen and os.makedev(loop.MAJOR, device.number) not in self.passing:
             self.seen.add(device.backing)
             self._read(device.path if device.deleted else device.backing_file, device.path)
 
@@ -205,7 +214,11 @@ class _Search:
         """Look at the regular files of a directory, and of those in it, down to so many levels."""
         try:
             device = Path(directory).stat().st_dev
+            refuse_stalled(directory)
             entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+        except Stalled as stalled:
+            self.refused.append((directory, stalled))
+            return
         except OSError as error:
             pass_on_exhaustion(error)
             if asked_for:
@@ -241,7 +254,7 @@ class _Search:
         except NoLabel as error:
             if asked_for:
                 self.refused.append((path, error))
-        except (InvalidDisk, NotSupported) as error:
+        except (InvalidDisk, NotSupported, Stalled) as error:
             self.refused.append((path, error))
         except BlkrecovError as error:
             # A disk that cannot be read, a socket, a file that went away: no news unless it was asked for.

@@ -30,6 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from blkrecov.dm.stalled import refuse_stalled
 from blkrecov.drives import loop
 from blkrecov.drives.label import (
     BLOCK,
@@ -103,8 +104,9 @@ class DriveStore:
         """Open a drive; `follow=False` refuses a symbolic link.
 
         Raises: PathNotFound; AccessDenied; InvalidArgument for anything but a regular file or block device; DeviceInUse
-                for a file that is attached to a loop device; DriveIoError.
+                for a file that is attached to a loop device; Stalled; DriveIoError.
         """
+        refuse_stalled(path)
         self.path = path
         self._counter = counter
         # O_NONBLOCK keeps a FIFO from holding us up until somebody writes to it. Regular files and disks ignore it.

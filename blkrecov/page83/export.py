@@ -60,6 +60,8 @@ _MODULES: Final = ("target_core_mod", "target_core_iblock", "tcm_loop")
 _ACCESS_STATE: Final = "alua/default_tg_pt_gp/alua_access_state"
 _TPG: Final = 1  # tcm_loop's hosts know the SCSI targets 0 and 1 (max_id is 2), and the tag of the group is the target.
 _LUN: Final = 0
+# The latter of what was removed since it was opened (fs/configfs/file.c, fill_read_buffer()).
+_GONE: Final = frozenset({errno.ENOENT, errno.ENODEV})
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9+_.-]{0,99}")
 _SERIAL: Final = re.compile(r"[0-9a-f]{32}")
 _NUMBERS: Final = re.compile(r"Major: (\d+) +Minor: (\d+)")
@@ -99,7 +101,7 @@ class Remains:
 class Exporter:
     """Makes, finds and removes exports. It remembers nothing: configfs and sysfs are asked each time.
 
-    One process at a time: an export that another process is making looks like the remains of a crash.
+    One process at a time for each array: an export that another process is making looks like the remains of a crash.
     """
 
     def __init__(self, timeout_s: float = 30.0) -> None:
@@ -336,8 +338,13 @@ def _name_of(backstore: Path) -> str:
 
 
 def _serial_of(backstore: Path) -> str:
-    """Shape: "T10 VPD Unit Serial Number: <serial>"; empty where none was written."""
-    return _read(backstore / "wwn/vpd_unit_serial").partition(":")[2].strip()
+    """Shape: "T10 VPD Unit Serial Number: <serial>"; empty where none was written, or where all of it has just gone."""
+    try:
+        return _read(backstore / "wwn/vpd_unit_serial").partition(":")[2].strip()
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
+        return ""
 
 
 def _group(target_wwn: str) -> Path:
@@ -359,7 +366,9 @@ def _export_of(backstore: Path) -> Export | None:
             return None
         hctl = f"{_read(_group(target_wwn) / 'address')}:{_LUN}"
         ready = _is_ready(backstore)
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
         return None  # Removed since the listing.
     disk = sysfs.disk_at(hctl)
     if disk is None:

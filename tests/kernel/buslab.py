@@ -204,10 +204,25 @@ class Daemon:
 
     def switches(self) -> int:
         """How often any of its threads has gone to sleep so far."""
-        texts = [path.read_text() for path in Path(f"/proc/{self.process.pid}/task").glob("*/status")]
-        return sum(
-            int(number) for text in texts for number in re.findall(r"^voluntary_ctxt_switches:\s+(\d+)$", text, re.M)
-        )
+        return sum(self.threads().values())
+
+    def threads(self) -> dict[int, int]:
+        """How often each of its threads has gone to sleep so far, by number; that of the loop is the process's."""
+        found = {}
+        for path in Path(f"/proc/{self.process.pid}/task").glob("*/status"):
+            (number,) = re.findall(r"^voluntary_ctxt_switches:\s+(\d+)$", path.read_text(), re.M)
+            found[int(path.parent.name)] = int(number)
+        return found
+
+    def ticks(self) -> int:
+        """The processor time that it has used, in hundredths of a second."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    def memory(self) -> dict[str, int]:
+        """What it uses in KiB: all of it, and what it shares with others as its part of that."""
+        text = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text()
+        return {name: int(number) for name, number in re.findall(r"^(Rss|Pss):\s+(\d+) kB$", text, re.M)}
 
     def terminate(self) -> int:
         if self.process.poll() is None:

@@ -18,20 +18,23 @@ _M_MMAP_THRESHOLD: Final = -3
 
 # Of the cases in these files one of so many is taken.
 SHARES: Final = {
-    "test_matrix_": 6,
-    "test_layouts": 3,
-    "test_snapshots": 3,
-    "test_reconnect": 2,
+    "test_matrix_": 8,
+    "test_layouts": 4,
+    "test_snapshots": 4,
+    "test_reconnect": 3,
     "test_replace": 2,
     "test_revival": 2,
-    "test_bad_input": 2,
+    "test_bad_input": 3,
+    "test_luns": 2,
+    "test_restart": 2,
+    "test_remove": 2,
 }
 _told: Final[list[str]] = []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A whole run stays below twenty minutes: it takes every sixth cell of the fault matrix, some of the cases of tables like it,
-    and nothing that is marked long.
+    """A whole run stays below twenty minutes: it takes every eighth cell of the fault matrix, some of the cases of tables
+    like it, and nothing that is marked long.
 
     BLKRECOV_LONG=1 takes all: scripts/vm --mem 3G --disk 6G -- env BLKRECOV_LONG=1 python -m pytest tests/kernel/...
     """

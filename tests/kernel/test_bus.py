@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -185,10 +186,11 @@ def test_what_a_client_does_with_tasks_and_plans(lab: Lab, client: Client) -> No
         assert waiting.result(DEADLINE_S)[:2] == ["cancelled", "VDS_E_OPERATION_CANCELED"]
         assert (client.get(task, TASK, "Percent"), client.get(vol, LUN, "Health")) == (0, "healthy")
 
-        verified, witnesses = client.call(vol, LUN, "Verify", "a{sv}", {})
+        verified, witnesses, trouble = client.call(vol, LUN, "Verify", "a{sv}", {})
         naa = client.get(vol, LUN, "Naa")
-        assert (verified, [list(row[:2]) for row in witnesses]) == (
+        assert (verified, trouble, [list(row[:2]) for row in witnesses]) == (
             True,
+            "",
             [[each, naa] for each in ("metadata", "sysfs", "udev")],
         )
         kinds = {row["kind"] for row in json.loads(client.call(array, ARRAY, "GetObjects", "a{sv}", {}))}
@@ -200,6 +202,33 @@ def test_what_a_client_does_with_tasks_and_plans(lab: Lab, client: Client) -> No
         assert client.get(array, ARRAY, "Luns") == []
 
 
+def as_user(user: str, *words: str) -> list[str]:
+    return ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", *words]
+
+
+# Prints the signals of three seconds.
+LISTEN = """
+import asyncio
+from dbus_fast import BusType, Message
+from dbus_fast.aio import MessageBus
+
+def hear(message):
+    if (message.path or "").startswith("/org/blkrecov1"):
+        print(message.member)
+
+async def listen():
+    bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
+    bus.add_message_handler(hear)
+    ask = Message("org.freedesktop.DBus", "/", "org.freedesktop.DBus", "AddMatch", signature="s")
+    ask.body = ["type='signal',path_namespace='/org/blkrecov1'"]
+    await bus.call(ask)
+    print("listening", flush=True)
+    await asyncio.sleep(3)
+
+asyncio.run(listen())
+"""
+
+
 def test_nobody_but_root_changes_anything_and_the_group_may_read(lab: Lab, client: Client) -> None:
     with running(lab):
         array, _vol = made(client, lab, drives=2)
@@ -208,7 +237,7 @@ def test_nobody_but_root_changes_anything_and_the_group_may_read(lab: Lab, clien
         change = [*asked, array, ARRAY, "Stop", "a{sv}", "0"]
         answers = [
             subprocess.run(
-                ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", *words],
+                as_user(user, *words),
                 capture_output=True,
                 text=True,
                 check=False,
@@ -220,6 +249,17 @@ def test_nobody_but_root_changes_anything_and_the_group_may_read(lab: Lab, clien
         assert answers[0].stdout == 'v s "lab"\n'
         assert all("Access denied" in answer.stderr for answer in answers[1:])
         assert client.get(array, ARRAY, "Running")
+        listening = {
+            user: subprocess.Popen(as_user(user, sys.executable, "-c", LISTEN), stdout=subprocess.PIPE)
+            for user in ("reader", "stranger")
+        }
+        for process in listening.values():
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"listening\n"
+        client.call(client.named(DRIVE, "d1"), DRIVE, "SetHotSpare", "ba{sv}", False, {})
+        client.call(array, ARRAY, "Configure", "a{sv}", {"scrub": Variant("s", "weekly")})
+        heard = {user: process.communicate(timeout=DEADLINE_S)[0].decode() for user, process in listening.items()}
+        assert ("PropertiesChanged" in heard["reader"], heard["stranger"]) == (True, "")
 
 
 def test_a_restore_session_ends_with_its_client(lab: Lab, client: Client) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from blkrecov.array import Array
 from blkrecov.drives import label as format_
-from blkrecov.engine import Lock
 from blkrecov.errors import DeviceInUse, InvalidDisk, MetadataCorrupt
+from blkrecov.locks import Lock
 from blkrecov.settings import Settings
 from blkrecov.units import MIB
 from tests.kernel.lab import (
@@ -239,8 +239,8 @@ def test_the_drive_that_failed_is_not_believed_when_the_others_are_away(lab: Lab
 def test_a_second_process_waits_and_is_told_who_it_waits_for(lab: Lab) -> None:
     """One process at a time; the one that has the lock is named."""
     lab.create(1)
-    with lab.opened(), pytest.raises(DeviceInUse, match=f"process {os.getpid()} "):
-        Lock(lab.settings).take(patience_s=0.1)
+    with lab.opened() as array, pytest.raises(DeviceInUse, match=f"process {os.getpid()} is working on array lab"):
+        Lock(lab.settings, array.document.array, "lab").take(patience_s=0.1)
 
 
 def test_two_commands_at_once_both_succeed(lab: Lab) -> None:

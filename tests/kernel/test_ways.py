@@ -86,8 +86,8 @@ def reconnected(array: Array, world: World, going: Going, coming: Coming, path: 
 
 
 def parameter(going: Going, coming: Coming) -> Any:
-    """Each way of going by the way that is nearest, and one of six others; all of them together take half an hour."""
-    chosen = coming.name == "same place" or (GOINGS.index(going) + COMINGS.index(coming)) % 6 == 0
+    """Each way of going by the way that is nearest, and one of twelve others; all of them together take half an hour."""
+    chosen = coming.name == "same place" or (GOINGS.index(going) + COMINGS.index(coming)) % 12 == 0
     marks = () if chosen else (pytest.mark.long,)
     return pytest.param(going, coming, marks=marks, id=f"{going.name}/{coming.name}")
 
@@ -122,7 +122,7 @@ def cell(world: World, going: Going, coming: Coming) -> None:
             time.sleep(0.01)
         seconds = "" if going.stopped or going.unseen else f"{time.monotonic() - at:.2f} s"
         # Once the monitor has let go of the lock it has done what is due.
-        with locked(lab.settings):
+        with locked(lab.settings, lab.name):
             pass
         for offset in (HALF + 8 * PIECE, HALF + 9 * PIECE):
             assert world.write("mirror", offset)

@@ -1,4 +1,4 @@
-"""The package that is tested, and the figures that a run ends with."""
+"""The package that is tested, the machine that is started twice for all tests, and the figures that a run ends with."""
 
 import subprocess
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.machine import ROOT
+from tests.system.machine import ROOT, Json, Machine
 
 _FIGURES: list[str] = []
 
@@ -29,3 +29,59 @@ def built() -> tuple[Path, Path]:
     assert done.returncode == 0, done.stdout + done.stderr
     wheel, package = done.stdout.split()[-2:]
     return ROOT / wheel, ROOT / package
+
+
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    return Machine(tmp_path_factory.mktemp("machine"))
+
+
+@pytest.fixture(scope="session")
+def first(machine: Machine, built: tuple[Path, Path], figure: Callable[[str], None]) -> Json:
+    report = _noted(machine.boot(built[1], "first"), "first")
+    figure(f"installed in {report['install_s']:.1f} s; {report['security'].lstrip('→ ')}")
+    return report
+
+
+@pytest.fixture(scope="session")
+def booted_again(
+    request: pytest.FixtureRequest, machine: Machine, first: Json, built: tuple[Path, Path]
+) -> dict[str, Json]:
+    wanted = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    return machine.boot(built[1], "second", *({"service"} & wanted))
+
+
+@pytest.fixture(scope="session")
+def second(booted_again: dict[str, Json], figure: Callable[[str], None]) -> Json:
+    report = _noted(booted_again, "second")
+    came, wrote = report["came"], report["written"]
+    began = report["began"][report["units"]["outer"]]
+    figure(
+        f"seconds after the start: drives' file system mounted {came['srv-drives.mount']:.1f}, arrays brought up "
+        f"{began:.1f} to {came['blkrecov-arrays.service']:.1f}, LUN mounted {came['data.mount']:.1f}"
+    )
+    figure(
+        f"upgrade, purge and installation beside {wrote['writes']} writes; the longest took {wrote['longest_s']:.2f} s"
+    )
+    return report
+
+
+@pytest.fixture(scope="session")
+def service(booted_again: dict[str, Json], figure: Callable[[str], None]) -> Json:
+    report = _noted(booted_again, "service")
+    seconds, wrote = report["seconds"], report["written"]
+    figure(
+        f"seconds: the story by D-Bus {seconds['bus']}, by commands {seconds['commands']}; the service ended in the midst "
+        f"{seconds['ended']}, held up {seconds['slow']}, asked by others {seconds['others']}"
+    )
+    figure(
+        f"beside them {wrote['writes']} writes; the longest took {wrote['longest_s']:.2f} s, "
+        f"one to memory {report['unhindered_s']:.2f} s"
+    )
+    return report
+
+
+def _noted(reports: dict[str, Json], part: str) -> Json:
+    failure = reports[part].get("failure")
+    assert failure is None, failure
+    return reports[part]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -147,13 +148,27 @@ def first(package: str) -> Json:
     report["drive"] = {"uuid": drive["uuid"], "properties": properties(loop), "watched": watched(loop)}
     report["disk_watched"] = watched(disk)
 
-    run("systemctl", "start", "blkrecovd.service")
+    # Each place is asked for within the service's sandbox.
+    configuration = Path("/etc/blkrecov/blkrecov.toml")
+    configuration.parent.mkdir(exist_ok=True)
+    report["metrics"] = []
+    for family, place, address in (
+        (socket.AF_UNIX, "/run/blkrecov/metrics.sock", "/run/blkrecov/metrics.sock"),
+        (socket.AF_INET, "127.0.0.1:9835", ("127.0.0.1", 9835)),
+    ):
+        configuration.write_text(f'metrics = "{place}"\n')
+        run("systemctl", "restart", "blkrecovd.service")
+        report["metrics"].append(scraped(family, address))
     main = unit("blkrecovd.service", "MainPID")
     report["mounts"] = Path(f"/proc/{main}/ns/mnt").readlink() == Path("/proc/1/ns/mnt").readlink()
     report["security"] = run("systemd-analyze", "security", "blkrecovd.service").strip().splitlines()[-1]
     with follow() as events:
         blkrecov("drive", "fail", "d1")
         report["recovered"] = next(event for event in events if event["kind"].startswith("recovery_") and done(event))
+    told = run("journalctl", "--output=json", "BLKRECOV_DRIVE=d1", "BLKRECOV_KIND=drive_failed")
+    report["told"] = [json.loads(line) for line in told.splitlines()]
+    report["explained"] = run("journalctl", "--catalog", "BLKRECOV_DRIVE=d1", "BLKRECOV_KIND=drive_failed")
+    report["as_text"] = run("journalctl", "--boot", "--unit=blkrecovd.service", "_TRANSPORT=stdout", "--output=cat")
     report["status"] = [member["drive"] for member in asked("lun", "show", "da-ta")["members"]]
     blkrecov("snapshot", "create", "later", "tuesday")
     run("umount", NETWORKED)
@@ -203,6 +218,14 @@ def foreign() -> dict[str, str]:
     return found
 
 
+def scraped(family: int, address: str | tuple[str, int]) -> str:
+    with socket.socket(family) as asking:
+        asking.settimeout(DEADLINE_S)
+        asking.connect(address)
+        asking.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        return asking.makefile("rb").read().decode()
+
+
 @contextmanager
 def follow() -> Iterator[Iterator[Json]]:
     """What has happened and what happens from here on, line by line."""
@@ -224,12 +247,11 @@ def done(event: Json) -> bool:
 
 def complaints() -> list[str]:
     """What systemd and udev found wrong with what the package brought."""
-    log = run("journalctl", "--boot", "--no-pager", "--output=cat")
+    log = [json.loads(line) for line in run("journalctl", "--boot", "--output=json").splitlines()]
+    told = [str(entry.get("MESSAGE", "")) for entry in log if "BLKRECOV_KIND" not in entry]
     words = ("blkrecov", "61-blkrecov", "org.blkrecov1")
     wrong = ("ordering cycle", "Unknown key", "invalid", "Failed to", "failed", "denied")
-    return [
-        line for line in log.splitlines() if any(word in line for word in words) and any(bad in line for bad in wrong)
-    ]
+    return [line for line in told if any(word in line for word in words) and any(bad in line for bad in wrong)]
 
 
 def second(package: str) -> Json:
@@ -303,7 +325,9 @@ def second(package: str) -> Json:
 
 
 class Writer:
-    """Writes a block after the other through to the medium, for as long as it is open."""
+    """Writes a block after the other through to the medium, for as long as it is open. `longest_s`: from one write's end to the
+    next one's.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -324,21 +348,12 @@ class Writer:
     def _write(self) -> None:
         try:
             descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_SYNC)
+            last = time.monotonic()
             while not self._ended.wait(0.02):  # The guest has one processor, and dpkg wants some of it.
-                began = time.monotonic()
                 os.pwrite(descriptor, os.urandom(4096), self.writes % 256 * 4096)
-                self.longest_s = max(self.longest_s, time.monotonic() - began)
+                now = time.monotonic()
+                last, self.longest_s = now, max(self.longest_s, now - last)
                 self.writes += 1
             os.close(descriptor)
         except OSError as error:
             self.trouble = str(error)
-
-
-def main() -> None:
-    part, package = sys.argv[1:]
-    report = {"first": first, "second": second}[part](package)
-    Path(os.environ["BLKRECOV_VM_OUT"], "report.json").write_text(json.dumps(report, indent=1))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,42 +1,12 @@
 """The Debian package on a machine that runs systemd: installed, used, restarted, upgraded, purged and installed again.
 
-One machine is started twice; what the tests look at is what the guest has noted on the way (tests/system/guest.py).
+What the tests look at is what the guest has noted on the way (tests/system/guest.py).
 """
 
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from tests.system.machine import Json, Machine
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    return Machine(tmp_path_factory.mktemp("machine"))
-
-
-@pytest.fixture(scope="module")
-def first(machine: Machine, built: tuple[Path, Path], figure: Callable[[str], None]) -> Json:
-    report = machine.boot("first", str(built[1]))
-    figure(f"installed in {report['install_s']:.1f} s; {report['security'].lstrip('→ ')}")
-    return report
-
-
-@pytest.fixture(scope="module")
-def second(machine: Machine, first: Json, built: tuple[Path, Path], figure: Callable[[str], None]) -> Json:
-    report = machine.boot("second", str(built[1]))
-    came, wrote = report["came"], report["written"]
-    began = report["began"][report["units"]["outer"]]
-    figure(
-        f"seconds after the start: drives' file system mounted {came['srv-drives.mount']:.1f}, arrays brought up "
-        f"{began:.1f} to {came['blkrecov-arrays.service']:.1f}, LUN mounted {came['data.mount']:.1f}"
-    )
-    figure(
-        f"upgrade, purge and installation beside {wrote['writes']} writes; the longest took {wrote['longest_s']:.2f} s"
-    )
-    return report
+from tests.system.machine import Json
 
 
 def test_the_wheel_is_whole(built: tuple[Path, Path]) -> None:
@@ -100,6 +70,20 @@ def test_the_service_recovers_within_its_sandbox(first: Json) -> None:
     """A drive fails; the service finds the spare, loads tables, regenerates, and writes it down."""
     assert first["recovered"]["kind"] == "recovery_done"
     assert first["status"] == ["d0", "d3"]
+
+
+def test_metrics_are_served_within_the_sandbox(first: Json) -> None:
+    """On a socket, and on the machine's own address."""
+    for text in first["metrics"]:
+        assert 'blkrecov_array_up{array="la-b"} 1.0' in text.splitlines()
+
+
+def test_the_journal_has_what_happened_and_explains_it(first: Json) -> None:
+    """Once, with its facts; what it means is in the journal's catalog since the package was installed. Nothing is plain text."""
+    (entry,) = first["told"]
+    assert (entry["BLKRECOV_ARRAY"], entry["SYSLOG_IDENTIFIER"], entry["PRIORITY"]) == ("la-b", "blkrecov", "4")
+    assert "Drive d1 of array la-b has failed or is away" in first["explained"]
+    assert first["as_text"] == ""
 
 
 def test_the_service_has_no_mounts_of_its_own(first: Json) -> None:

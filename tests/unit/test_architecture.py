@@ -34,7 +34,8 @@ _PURE = """
     state bus.interfaces bus.objects
 """
 _ACTS = """
-    actor bell catalog events freeze holders mounting objects observer pressure settings journal surroundings systemd
+    actor bell catalog events freeze holders locks mounting objects observer pressure settings journal surroundings
+    suspensions systemd dm.stalled drives.arrivals
     dm.control dm.events dm.kmsg dm.speed dm.sync dm.counters drives.loop drives.probe drives.raw drives.scan drives.store
     drives.health drives.holes drives.watch watch metrics_server page83.export page83.sysfs page83.udev page83.lun_information
 """
@@ -43,9 +44,23 @@ PLACES = {
     **dict.fromkeys(_PURE.split(), Layer.PURE),
     **dict.fromkeys(_ACTS.split(), Layer.ACTS),
     **dict.fromkeys(
-        ("engine", "running", "restoring", "array", "monitor", "session", "survey", "boot", "worker"), Layer.ENGINE
+        (
+            "engine",
+            "running",
+            "restoring",
+            "array",
+            "monitor",
+            "session",
+            "rows",
+            "survey",
+            "methods",
+            "boot",
+            "worker",
+            "scrape",
+        ),
+        Layer.ENGINE,
     ),
-    **dict.fromkeys(("bus.methods", "bus.service"), Layer.BUS),
+    "bus.service": Layer.BUS,
     "daemon": Layer.DAEMON,
     "manual": Layer.CLI,
 }

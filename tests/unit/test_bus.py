@@ -1,6 +1,8 @@
 """org.blkrecov1 as values: objects made of an array's state, what is told of two moments, introspection, and who does what."""
 
+import re
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -13,7 +15,6 @@ from hypothesis import strategies as st
 
 from blkrecov import views
 from blkrecov.bus.interfaces import ARRAY, DRIVE, INTERFACES, LUN, MANAGER, SESSION, SHADOW, TASK, Method, introspection
-from blkrecov.bus.methods import HANDLERS
 from blkrecov.bus.objects import (
     Added,
     Changed,
@@ -25,6 +26,7 @@ from blkrecov.bus.objects import (
     array_path,
     changes,
     children,
+    concerned,
     drive_path,
     lun_path,
     plain,
@@ -35,6 +37,7 @@ from blkrecov.bus.objects import (
 )
 from blkrecov.bus.service import plain_options
 from blkrecov.errors import InvalidArgument
+from blkrecov.methods import HANDLERS
 from blkrecov.model import Document, Layout, Phase, Task, TaskKind, TaskState
 from blkrecov.observed import Observed
 from blkrecov.state import ArrayState
@@ -61,7 +64,8 @@ def state(document: Document) -> ArrayState:
             for lun in document.luns
         ),
         tasks=tuple(
-            {**views.task_view(task), "phase": "rebuild", "rate_min": 0, "rate_max": 9} for task in document.tasks
+            {**views.task_view(task), "phase": "rebuild", "done": 1, "total": 4, "rate_min": 0, "rate_max": 9}
+            for task in document.tasks
         ),
     )
 
@@ -98,6 +102,17 @@ def test_every_property_has_the_type_that_is_declared() -> None:
                 message = Message.new_signal(path, name, "X", "v", [Variant(item.type, properties[item.name])])
                 message.serial = 1
                 assert message._marshall(False)
+
+
+def test_an_event_is_about_objects_that_are_there() -> None:
+    """A LUN that was deleted meanwhile is in its words only."""
+    document = furnished()
+    objects = array_objects(state(document))
+    vol = lun_path(document.array, document.lun("vol").uuid)
+    d0 = drive_path(document.array, document.drive("d0").uuid)
+    assert concerned(objects, "vol", "d0", 1) == [vol, d0, task_path(document.array, 1)]
+    assert concerned(objects, "gone", None, 9) == []
+    assert concerned(objects, None, None, None) == []
 
 
 def test_objects_refer_to_each_other_by_path() -> None:
@@ -211,7 +226,7 @@ def test_every_method_of_an_array_s_objects_is_done_by_somebody() -> None:
         for interface in INTERFACES.values()
         if interface.name not in (MANAGER, SESSION)
         for method in interface.methods
-        if method.name != "Plan"
+        if method.name not in ("Plan", "GetState")
     }
     assert set(HANDLERS) == declared - own
 
@@ -262,3 +277,15 @@ def test_options_become_plain_values(method: Method, given: dict[str, Variant], 
 def test_an_option_that_cannot_be_meant_is_refused(method: Method, given: dict[str, Variant]) -> None:
     with pytest.raises(InvalidArgument):
         plain_options(given, method)
+
+
+def test_the_policy_lets_the_group_call_just_what_only_reads() -> None:
+    policy = (Path(__file__).resolve().parents[2] / "packaging/org.blkrecov1.conf").read_text()
+    allowed = set(re.findall(r'send_interface="org\.blkrecov1\.(\w+)" send_member="(\w+)"', policy))
+    reading = {
+        (interface.name.removeprefix("org.blkrecov1."), method.name)
+        for interface in INTERFACES.values()
+        for method in interface.methods
+        if method.reads
+    }
+    assert allowed == reading

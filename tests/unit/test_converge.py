@@ -822,6 +822,19 @@ def test_a_suspended_device_is_resumed() -> None:
     assert machine.plan(document) == [Resume("blkrecov-lab-v", True)]
 
 
+def test_a_lun_that_somebody_else_has_suspended_is_left_alone() -> None:
+    """It is theirs to resume. What is below it changes all the same, and what is above it waits."""
+    document = whole()
+    machine = running(document)
+    name = "blkrecov-lab-v"
+    machine.devices[name] = replace(machine.devices[name], suspended=True, held=True)
+    assert machine.plan(document) == []
+    machine.exports.clear()
+    assert machine.plan(document) == []
+    machine.change("blkrecov-lab-v-plex", suspended=True)
+    assert machine.plan(document) == [Resume("blkrecov-lab-v-plex", False)]
+
+
 def test_a_table_that_nobody_made_live_is_cleared() -> None:
     """The next resume would make it live, whatever it says."""
     document = whole()

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from blkrecov.cli import main
 from blkrecov.cli.common import Options
-from blkrecov.events import Event, EventKind, EventLog
+from blkrecov.events import MESSAGE_IDS, Event, EventKind, EventLog
 from blkrecov.settings import Settings
 from blkrecov.watch import Watch
 
@@ -72,6 +72,7 @@ def test_an_event_is_one_line_of_json_with_all_its_facts(log: EventLog) -> None:
             "drive": None,
             "task": 7,
             "percent": None,
+            "code": None,
             "remedy": "",
             "data": None,
         }
@@ -110,23 +111,23 @@ def test_a_path_that_is_no_utf_8_is_written_readably(log: EventLog) -> None:
 
 
 def test_each_event_is_given_to_logging_with_its_facts(log: EventLog, caplog: pytest.LogCaptureFixture) -> None:
-    """A handler that knows structure, such as the journal's, takes them from there. Trouble is a warning."""
+    """The journal's handler takes them from there. Trouble is a warning."""
     caplog.set_level(logging.INFO, "blkrecov.events")
     log.tell(EventKind.MEMBER_FAILED, "LUN data lost member 0", array="lab", lun="data", drive="d1")
-    log.tell(DONE, "LUN data is whole", array="lab", lun="data", task=7, percent=100)
+    log.tell(DONE, "LUN data is whole", array="lab", lun="data", task=7, percent=100, code="S_OK")
     first, second = caplog.records
     assert (first.levelname, first.getMessage()) == ("WARNING", "LUN data lost member 0")
     assert (second.levelname, second.getMessage()) == ("INFO", "LUN data is whole")
     facts = {name: value for name, value in vars(second).items() if name.startswith("blkrecov_")}
     assert facts == {
-        "blkrecov_time": second.__dict__["blkrecov_time"],
         "blkrecov_kind": "recovery_done",
         "blkrecov_array": "lab",
-        "blkrecov_message": "LUN data is whole",
         "blkrecov_lun": "data",
         "blkrecov_task": 7,
         "blkrecov_percent": 100,
+        "blkrecov_code": "S_OK",
     }
+    assert vars(second)["message_id"] == MESSAGE_IDS[DONE]
 
 
 def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

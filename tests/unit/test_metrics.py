@@ -11,14 +11,16 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from blkrecov import provision
-from blkrecov.metrics import exposition
+from blkrecov.metrics import Care, exposition
 from blkrecov.metrics_server import serve
 from blkrecov.model import Document, Layout
 from blkrecov.overview import Overview
+from blkrecov.settings import Address
 from blkrecov.units import MIB
 from tests.unit.arrays import drives, raid_words, seen, with_lun, with_shadow
 from tests.unit.overviews import at_work, counted, overview, recovery
 
+PORT = Address("127.0.0.1", 0)
 DASHBOARD = Path(__file__).resolve().parents[2] / "docs/grafana.json"
 # Prometheus' base units, and what else a name may end with (prometheus.io/docs/practices/naming).
 UNITS = ("_bytes", "_seconds", "_ratio", "_info", "_members", "_total")
@@ -86,6 +88,17 @@ def test_counters_are_the_kernel_s() -> None:
     assert value(found, "drive_read_bytes_total", "d2") is None
 
 
+def test_how_the_daemon_looks_after_an_array() -> None:
+    """One that cannot be opened has nothing else. A long time at the same thing says that it is stuck."""
+    text = exposition([rich()], [Care("lab", up=True, busy_s=12.5), Care("other", up=False, busy_s=0)])
+    for line in (
+        'blkrecov_array_up{array="lab"} 1.0',
+        'blkrecov_array_up{array="other"} 0.0',
+        'blkrecov_array_busy_seconds{array="lab"} 12.5',
+    ):
+        assert line in text.splitlines()
+
+
 def test_numbers() -> None:
     """Sizes, how much more may be lost, when the last scrub was, and what it counted."""
     found = values(rich())
@@ -142,7 +155,7 @@ def test_the_dashboard_draws_what_there_is() -> None:
 # Who may ask.
 
 
-async def asked(words: bytes, at: int | Path) -> bytes:
+async def asked(words: bytes, at: Address | Path) -> bytes:
     server = await serve(at, text)
     async with server:
         if isinstance(at, Path):
@@ -163,7 +176,7 @@ async def text() -> str:
 @pytest.mark.parametrize("unix", [False, True])
 def test_metrics_are_served(unix: bool, tmp_path: Path) -> None:
     """On 127.0.0.1 or on a Unix socket, a name that a killed process has left included."""
-    at = tmp_path / "metrics.socket" if unix else 0
+    at = tmp_path / "metrics.socket" if unix else PORT
     for _ in range(2):
         answer = asyncio.run(asked(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n", at))
         head, _, body = answer.partition(b"\r\n\r\n")
@@ -183,11 +196,11 @@ def test_metrics_are_served(unix: bool, tmp_path: Path) -> None:
 )
 def test_nothing_else_is_answered(words: bytes, status: bytes) -> None:
     """And only GET has a body that counts."""
-    head, _, body = asyncio.run(asked(words, 0)).partition(b"\r\n\r\n")
+    head, _, body = asyncio.run(asked(words, PORT)).partition(b"\r\n\r\n")
     assert head.split()[1] == status
     assert (body == b"") == (status == b"200")
 
 
 def test_too_much_is_not_listened_to() -> None:
     """The connection is closed without an answer."""
-    assert asyncio.run(asked(b"GET /metrics HTTP/1.1\r\n" + b"X: y\r\n" * 10000 + b"\r\n", 0)) == b""
+    assert asyncio.run(asked(b"GET /metrics HTTP/1.1\r\n" + b"X: y\r\n" * 10000 + b"\r\n", PORT)) == b""

@@ -1,5 +1,7 @@
 """What is not well, in which words, and what to do about it; how busy all of it is."""
 
+import dataclasses
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -9,8 +11,8 @@ from blkrecov import provision, traffic
 from blkrecov.condition import state_of
 from blkrecov.errors import OutOfResources
 from blkrecov.model import Document, DriveStatus, Health, Layout, MemberState
-from blkrecov.observed import Observed
-from blkrecov.overview import Overview, Problem, activity, problems, report, summary, sync_ratio
+from blkrecov.observed import Live, Observed
+from blkrecov.overview import Overview, Problem, activity, problems, report, sample, summary, sync_ratio
 from blkrecov.traffic import Rates
 from blkrecov.units import MIB
 from tests.unit.arrays import drive, drives, raid_words, seen, with_lost, with_lun, with_shadow, with_states
@@ -38,6 +40,40 @@ def test_a_healthy_array_has_no_problem() -> None:
     assert problems(shown) == ()
     assert summary(shown) == "array lab is healthy: 2 drives, 1 LUN"
     assert report(shown) == {"healthy": True, "summary": summary(shown), "problems": [], "tasks": []}
+
+
+def test_a_lun_that_somebody_else_has_suspended() -> None:
+    """Whatever else is to be said of it: nothing that its users wait for comes back before that."""
+    document = provision.fail_drive(mirror(spares=1), "d1").document
+    lun = document.lun("v")
+    top = Live(
+        name="blkrecov-lab-v",
+        uuid=f"BLKRECOV-{lun.uuid.hex}-lun",
+        number="253:9",
+        table=(),
+        status=(),
+        suspended=True,
+        inactive=False,
+        open_count=1,
+        held=True,
+    )
+    observed = seen(document, raid_words("AD"))
+    shown = overview(document, dataclasses.replace(observed, devices={**observed.devices, top.uuid: top}))
+    assert lines(shown)[1] == (
+        "LUN v is suspended, and not by the array: all that is asked of it waits",
+        "let it go on with: dmsetup resume blkrecov-lab-v",
+    )
+    assert summary(shown).startswith("array lab is not healthy: drive d1 failed, LUN v suspended;")
+
+
+def test_a_drive_that_does_not_answer() -> None:
+    """It is online as far as anybody knows."""
+    document = mirror()
+    error = OutOfResources("/dev/loop1 does not answer: far is suspended", remedy="dmsetup resume far")
+    shown = dataclasses.replace(well(document), stalled={document.drive("d1").uuid: error})
+    assert lines(shown) == [
+        ("drive d1 is stalled: /dev/loop1 does not answer: far is suspended", "dmsetup resume far"),
+    ]
 
 
 def test_a_degraded_lun_with_a_drive_to_spare() -> None:
@@ -242,7 +278,7 @@ def test_activity_tells_rates_and_the_time_left() -> None:
         at_s=2.0,
         traffic={d0.uuid: counted(2, 4, 500), lun.uuid: counted(0, 2)},
     )
-    shown = activity(now, before)
+    shown = activity(sample(now), sample(before))
     assert shown["drives"][0] == {"name": "d0", "status": "online", "read": MIB, "written": 2 * MIB, "busy": 0.25}
     assert shown["drives"][1] == {"name": "d1", "status": "online", "read": None, "written": None, "busy": None}
     assert shown["luns"][0] == {
@@ -255,7 +291,7 @@ def test_activity_tells_rates_and_the_time_left() -> None:
         "busy": 0.0,
     }
     assert [(row["phase"], row["rate"], row["left_s"]) for row in shown["tasks"]] == [("rebuild", 2 * MIB, 2.0)]
-    assert [row["rate"] for row in activity(now, None)["tasks"]] == [None]
+    assert [row["rate"] for row in activity(sample(now), None)["tasks"]] == [None]
 
 
 def test_another_phase_is_no_progress_of_the_one_before() -> None:
@@ -264,4 +300,4 @@ def test_another_phase_is_no_progress_of_the_one_before() -> None:
     observed, task = seen(document, raid_words("AA")), recovery(document)
     before = overview(document, observed, at_work(task, 1, 9))
     now = overview(document, observed, at_work(msgspec.structs.replace(task, done=1), 5, 9), at_s=1.0)
-    assert activity(now, before)["tasks"][0]["rate"] is None
+    assert activity(sample(now), sample(before))["tasks"][0]["rate"] is None

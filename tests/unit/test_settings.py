@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from blkrecov.errors import InvalidArgument
-from blkrecov.settings import Remembered, Settings, remember, remembered
+from blkrecov.settings import Address, Remembered, Settings, metrics_place, remember, remembered
 
 LAB = Remembered(UUID("a1a1a1a1-0000-4000-8000-00000000000a"), "lab", ("/srv/d0", "/srv/d1"))
 
@@ -61,6 +61,51 @@ def test_the_environment_goes_before_the_file(file: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("BLKRECOV_STATE", "/run/state")
     found = Settings.load(file)
     assert (str(found.state), found.directories) == ("/run/state", ("/srv/b", "/srv/c"))
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ("", None),
+        ('metrics = "127.0.0.1:9835"', Address("127.0.0.1", 9835)),
+        ('metrics = "127.9.9.9:1"', Address("127.9.9.9", 1)),
+        ('metrics = "[::1]:65535"', Address("::1", 65535)),
+        ('metrics = "/run/blkrecov/metrics.sock"', Path("/run/blkrecov/metrics.sock")),
+    ],
+)
+def test_metrics_are_served_to_this_machine(file: Path, content: str, place: Address | Path | None) -> None:
+    """Nowhere, unless it is asked for."""
+    file.write_text(content)
+    assert metrics_place(file) == place
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            '"0.0.0.0:9835"',
+            '"192.0.2.1:9835"',
+            '"[::]:9835"',
+            '"[::ffff:127.0.0.1]:9835"',
+            '":9835"',
+            '"localhost:9835"',
+        ),
+        *('"127.0.0.1"', '"127.0.0.1:"', '"127.0.0.1:0"', '"127.0.0.1:65536"', '"127.0.0.1:-1"', '"127.0.0.1:http"'),
+        *('"run/metrics.sock"', '""', "9835", "true", '["127.0.0.1:9835"]'),
+    ],
+)
+def test_metrics_are_served_to_nobody_else(file: Path, value: str) -> None:
+    """There is no password. A name may lead anywhere tomorrow. What is said has the value, and what may be given."""
+    file.write_text(f"metrics = {value}\n")
+    with pytest.raises(InvalidArgument, match=r"blkrecov\.toml: metrics = ") as refused:
+        metrics_place(file)
+    assert "127.0.0.1:9835" in refused.value.remedy
+
+
+def test_a_mistake_in_what_the_daemon_is_told_stops_no_command(file: Path) -> None:
+    """Arrays come up at boot, and are recovered, whatever is wrong with metrics."""
+    file.write_text('metrics = "nonsense"\n')
+    assert Settings.load(file).directories == ("/var/lib/blkrecov/drives",)
 
 
 def test_what_is_remembered_is_known_again(settings: Settings) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from blkrecov import provision
 from blkrecov.cli.top import render, shares
 from blkrecov.model import Document, Layout
-from blkrecov.overview import Overview
+from blkrecov.overview import Overview, activity, sample
 from tests.unit.arrays import drives, raid_words, seen, with_lun
 from tests.unit.overviews import at_work, counted, overview, recovery
 
@@ -20,7 +20,7 @@ def text(now: Overview, before: Overview | None = None, width: int = 80, height:
     """What a terminal without colours shows; spaces at the end left out."""
     console = Console(file=StringIO(), width=width, height=height, color_system=None, legacy_windows=False)
     with console.capture() as captured:
-        console.print(render(now, before, width, height))
+        console.print(render(activity(sample(now), sample(before) if before else None), width, height))
     return [line.rstrip() for line in captured.get().splitlines()]
 
 

@@ -55,7 +55,7 @@ LUN = {
     *("members", "shadow_copy_of", "mounts", "task"),
 }
 MEMBER = {"index", "drive", "state"}
-TASK = {"id", "kind", "objects", "state", "paused", "percent", "hresult", "code", "message", "remedy", "bytes"}
+TASK = {"id", "kind", "objects", "state", "paused", "percent", "hresult", "code", "message", "remedy", "why", "bytes"}
 
 
 def mirror() -> tuple[Document, Lun]:
@@ -532,7 +532,8 @@ def test_a_lun_has_no_key_that_nobody_knows() -> None:
     """What is shown is relied on, sooner or later: a new key is a decision, and is written here."""
     document, _ = mirror()
     view = shown(document, seen(document, raid_words("AA")))
-    assert view.keys() - LUN == {"fault_tolerance", "chunk", "region", "mismatches", "sync", "shadow", "incomplete"}
+    more = {"fault_tolerance", "chunk", "region", "mismatches", "sync", "shadow", "incomplete", "exported"}
+    assert view.keys() - LUN == more
     assert LUN - view.keys() <= {"fault_tolerant"}
     assert view["page83"].keys() == {"naa", "verified"}
     assert [member.keys() - MEMBER for member in view["members"]] == [{"size"}, {"size"}]
@@ -741,6 +742,7 @@ def test_a_task_s_values() -> None:
         "code": "VDS_E_OBJECT_STATUS_FAILED",
         "message": "LUN 'v' lost too many members",
         "remedy": "bring them back",
+        "why": "",
         "bytes": {"kernel": 1048576, "process": 8192},
     }
 

@@ -1,6 +1,7 @@
-"""What the methods of arrays, drives, LUNs, shadow copies and tasks do: functions of the open array, run by its worker.
+"""What can be done with arrays, drives, LUNs, shadow copies and tasks, as functions of the open array by org.blkrecov1's names.
 
-Each looks first and acts then (Prepared), so that what would be done can be asked for. Objects come and go as paths.
+The daemon's workers and commands that find no daemon carry out these same ones. Each looks first and acts then
+(Prepared), so that what would be done can be asked for. Objects come and go as paths.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,14 +15,20 @@ from blkrecov import provision
 from blkrecov.array import Array
 from blkrecov.bus import interfaces
 from blkrecov.bus.objects import NONE, drive_path, lun_path, task_path, uuid_of
+from blkrecov.dm.control import Control
+from blkrecov.dmrp import storage
 from blkrecov.dmrp.notify import view
-from blkrecov.errors import InvalidArgument, ObjectNotFound, ShadowNotFound
+from blkrecov.errors import BlkrecovError, InvalidArgument, ObjectNotFound, ShadowNotFound
 from blkrecov.geometry import Request
 from blkrecov.model import Drive, DriveStatus, Fault, FaultKind, Layout, Lun, Schedule, Task
-from blkrecov.page83.information import to_json
+from blkrecov.overview import sample
+from blkrecov.page83.information import LunInformation, from_json, to_json
 from blkrecov.proposal import Proposal
+from blkrecov.resync import Options as ResyncOptions
+from blkrecov.session import RestoreSession
 from blkrecov.shadows import CHUNK, ShadowRequest
 from blkrecov.steps import Step
+from blkrecov.survey import survey
 from blkrecov.units import Bytes
 
 Options: TypeAlias = Mapping[str, Any]
@@ -249,6 +256,75 @@ def _stop(array: Array, _path: str, _arguments: Sequence[Any], _options: Options
     return _simple(array.stop)
 
 
+def _find(array: Array, _path: str, arguments: Sequence[Any], _options: Options) -> Prepared:
+    kind, name = arguments
+    document = array.document
+
+    def act() -> Result:
+        match kind:
+            case "drive":
+                return [drive_path(document.array, document.drive(name).uuid)]
+            case "lun":
+                return [lun_path(document.array, document.lun(name).uuid)]
+            case "task" if name.isdecimal():
+                return [task_path(document.array, document.task(int(name)).id)]
+        raise InvalidArgument(f"{name!r} is no name of a {kind}", remedy="look for a drive, a lun, or a task's number")
+
+    return Prepared(list, act)
+
+
+def _activity(array: Array, _path: str, _arguments: Sequence[Any], _options: Options) -> Prepared:
+    def act() -> Result:
+        with Control() as control:
+            return [msgspec.json.encode(sample(survey(array, control))).decode()]
+
+    return Prepared(list, act)
+
+
+# Restore sessions, which a client adds pairs to by and by: they are looked up anew each time.
+
+
+def restore(array: Array, pairs: Iterable[tuple[str, str]]) -> RestoreSession:
+    """A session with these pairs: each a name, a UUID, a path on the bus, or VDS_LUN_INFORMATION as JSON; an empty target is the
+    origin. Raises: what RestoreSession.begin() and add() do; InvalidArgument for JSON that is something else.
+    """
+    session = RestoreSession(array)
+    session.begin()
+    for source, target in pairs:
+        session.add(_meant(source), _meant(target) if target else None)
+    return session
+
+
+def resync(array: Array, pairs: Iterable[tuple[str, str]], options: Options) -> Task:
+    """ResyncLuns, begun. Raises: what restore() and RestoreSession.resync() do."""
+    revert = options.get("revert-identity", False)
+    return restore(array, pairs).resync(_resync_options(options), revert_identity=revert)
+
+
+def plan_resync(array: Array, pairs: Iterable[tuple[str, str]], options: Options) -> list[str]:
+    """The steps that resync() would take. Raises: what it does."""
+    revert = options.get("revert-identity", False)
+    proposal, _ = restore(array, pairs).propose(_resync_options(options), revert_identity=revert)
+    return list(_lines(array.plan(proposal)))
+
+
+def _resync_options(options: Options) -> ResyncOptions:
+    return ResyncOptions(
+        undo=options.get("undo", False),
+        verify=options.get("verify", False),
+        any_volume=options.get("no-volume-check", False),
+        forced=frozenset(text.lower().removeprefix("0x").removeprefix("naa.") for text in options.get("force", ())),
+    )
+
+
+def _meant(text: str) -> str | LunInformation:
+    """Raises: InvalidArgument for JSON that is no VDS_LUN_INFORMATION."""
+    if text.startswith("{"):
+        return from_json(text)
+    uuid = uuid_of(text) if text.startswith("/") else None
+    return str(uuid) if uuid is not None else text
+
+
 # Drives.
 
 
@@ -333,8 +409,11 @@ def _delete(array: Array, path: str, _arguments: Sequence[Any], _options: Option
 def _verify(array: Array, path: str, _arguments: Sequence[Any], _options: Options) -> Prepared:
     def act() -> Result:
         lun = _lun(array, path)
-        verified = array.verify(lun)
-        return [verified, [[each.source, each.naa or "", each.detail] for each in array.witnesses(lun)]]
+        try:
+            verified, trouble = array.verify(lun), ""
+        except BlkrecovError as error:
+            verified, trouble = False, error.message
+        return [verified, [[each.source, each.naa or "", each.detail] for each in array.witnesses(lun)], trouble]
 
     return Prepared(list, act)
 
@@ -380,6 +459,14 @@ def _set_rates(array: Array, path: str, _arguments: Sequence[Any], options: Opti
     return _simple(lambda: array.set_rates(_number(path), options.get("rate-min"), options.get("rate-max")))
 
 
+def _task_info(array: Array, path: str, _arguments: Sequence[Any], _options: Options) -> Prepared:
+    def act() -> Result:
+        info = storage.task_info(array.document, array.document.task(_number(path)))
+        return [msgspec.json.encode(view(info)).decode()]
+
+    return Prepared(list, act)
+
+
 HANDLERS: Final[Mapping[tuple[str, str], Handler]] = {
     (interfaces.ARRAY, "AddDrive"): _add_drive,
     (interfaces.ARRAY, "CreateLun"): _create_lun,
@@ -390,6 +477,8 @@ HANDLERS: Final[Mapping[tuple[str, str], Handler]] = {
     (interfaces.ARRAY, "GetObjects"): _objects,
     (interfaces.ARRAY, "GetEvents"): _events,
     (interfaces.ARRAY, "Stop"): _stop,
+    (interfaces.ARRAY, "Find"): _find,
+    (interfaces.ARRAY, "GetActivity"): _activity,
     (interfaces.DRIVE, "Fail"): _fail,
     (interfaces.DRIVE, "Reconnect"): _reconnect,
     (interfaces.DRIVE, "Replace"): _replace,
@@ -409,4 +498,5 @@ HANDLERS: Final[Mapping[tuple[str, str], Handler]] = {
     (interfaces.TASK, "Pause"): _pause,
     (interfaces.TASK, "Resume"): _resume,
     (interfaces.TASK, "SetRates"): _set_rates,
+    (interfaces.TASK, "GetTaskInfo"): _task_info,
 }

@@ -1,0 +1,26 @@
+"""In the guest: python -m tests.system PACKAGE PART... runs these parts one after the other, and leaves what each has noted."""
+
+import json
+import os
+import sys
+import traceback
+from importlib import import_module
+from pathlib import Path
+
+from tests.system.machine import PARTS, Json
+
+
+def main() -> None:
+    package, *parts = sys.argv[1:]
+    reports: dict[str, Json] = {}
+    for part in parts:
+        try:
+            reports[part] = getattr(import_module(f"tests.system.{PARTS[part]}"), part)(package)
+        except Exception:
+            # What others have noted is worth as much as before.
+            reports[part] = {"failure": traceback.format_exc()}
+    Path(os.environ["BLKRECOV_VM_OUT"], "report.json").write_text(json.dumps(reports, indent=1))
+
+
+if __name__ == "__main__":
+    main()
