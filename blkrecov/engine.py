@@ -88,8 +88,8 @@ def create_array(settings: Settings, name: str) -> Remembered:
     """
     check_name(NameKind.ARRAY, name)
     _refuse_others()
-    known = frozenset(array.name for array in remembered(settings))
-    taken = known | {array.name for array in catalog.discover(settings, IoCounter(), passing=known)}
+    known = frozenset(remembered(settings))
+    taken = {array.name for array in (*known, *catalog.discover(settings, IoCounter(), passing=known))}
     with naming(settings):
         if name in taken or any(array.name == name for array in remembered(settings)):
             raise ObjectExists(f"there is an array {name!r} already")
@@ -137,9 +137,9 @@ def discovered(settings: Settings, lock: Lock, name: str | None = None) -> Disco
     return _choose(catalog.discover(settings, IoCounter(), passing=_others(settings, lock.array)), name)
 
 
-def _others(settings: Settings, array: UUID) -> frozenset[str]:
-    """The names of the other arrays that this machine has seen."""
-    return frozenset(known.name for known in remembered(settings) if known.uuid != array)
+def _others(settings: Settings, array: UUID) -> frozenset[Remembered]:
+    """The other arrays that this machine has seen."""
+    return frozenset(known for known in remembered(settings) if known.uuid != array)
 
 
 class Engine:

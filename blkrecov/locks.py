@@ -56,7 +56,7 @@ class Lock:
     def __init__(self, settings: Settings, array: UUID, name: str = "") -> None:
         self.array: Final = array
         self._name = name or str(array)
-        # By name, for of two arrays of one name only one may come up: who is second sees that. Quoted, for a name comes from a drive.
+        # By name, for of two arrays of one name only one may come up: the second sees that. Quoted, for names come from drives.
         self._path = settings.state / f"{quote(self._name, safe='')}.lock"
         self._descriptor = -1
 
