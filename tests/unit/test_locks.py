@@ -35,11 +35,20 @@ def test_arrays_do_not_wait_for_each_other(settings: Settings) -> None:
 
 def test_who_has_an_array_is_named(settings: Settings) -> None:
     """In the same process too, where another thread may have it."""
-    first = taken(settings, LAB)
+    first = taken(settings, LAB, "lab")
     with pytest.raises(DeviceInUse, match=f"process {os.getpid()} is working on array lab, for 0 s by now"):
         taken(settings, LAB, "lab")
     first.release()
-    taken(settings, LAB).release()
+    taken(settings, LAB, "lab").release()
+
+
+def test_arrays_of_one_name_wait_for_each_other(settings: Settings) -> None:
+    """Only one of them may come up: the second has to see the first one's devices. A name may be any: it comes from a drive."""
+    first = taken(settings, LAB, "../lab")
+    with pytest.raises(DeviceInUse):
+        taken(settings, TWO, "../lab")
+    first.release()
+    assert [file.name for file in settings.state.iterdir()] == ["..%2Flab.lock"]
 
 
 def test_a_lock_goes_with_its_process(settings: Settings) -> None:
