@@ -23,6 +23,7 @@ from blkrecov import model
 from blkrecov.drives import label as format_
 from blkrecov.drives.scan import Found, scan
 from blkrecov.drives.store import DriveStore, IoCounter
+from blkrecov.drives.trust import Untrusted
 from blkrecov.errors import (
     BlkrecovError,
     ConfigurationLimit,
@@ -55,12 +56,14 @@ class Discovered:
     """The version of the document that a drive has, of those that have one."""
     doubles: frozenset[UUID] = frozenset()
     """Those of them that more than one thing says it is: nothing is wrong with any."""
+    strangers: frozenset[UUID] = frozenset()
+    """Those of them that something says it is which is not believed (drives.trust)."""
 
     def status_of(self, drive: UUID) -> DriveStatus:
         """What to call a drive that cannot be used."""
         if drive not in self.reasons:
             return DriveStatus.REMOVED
-        return DriveStatus.OFFLINE if drive in self.doubles else DriveStatus.FAILED
+        return DriveStatus.OFFLINE if drive in self.doubles | self.strangers else DriveStatus.FAILED
 
 
 def discover(settings: Settings, counter: IoCounter) -> tuple[Discovered, ...]:
@@ -111,8 +114,11 @@ def _discover(
     for found in result.found:
         by_array[found.label.array_uuid].append(found)
     refused = dict(result.refused)
+    strangers = {label.drive_uuid: error for label, error in result.strangers}
     unwritten = {array.uuid for array in known if not array.paths}
-    arrays = [_array(uuid, found, refused, counter, new=uuid in unwritten) for uuid, found in by_array.items()]
+    arrays = [
+        _array(uuid, found, refused, strangers, counter, new=uuid in unwritten) for uuid, found in by_array.items()
+    ]
     arrays += [
         Discovered(
             uuid=array.uuid,
@@ -129,17 +135,26 @@ def _discover(
 
 
 def _lost(array: Remembered, refused: Mapping[str, BlkrecovError]) -> tuple[BlkrecovError, ...]:
-    said = "; ".join(refused[path].message for path in array.paths if path in refused)
+    errors = [refused[path] for path in array.paths if path in refused]
+    said = "; ".join(error.message for error in errors)
+    remedies = [error.remedy for error in errors if isinstance(error, Untrusted)]
     return (
         MetadataCorrupt(
             f"no drive of array {array.name!r} was found" + (f": {said}" if said else ""),
-            remedy="put its drives where they were, or name their directory in /etc/blkrecov/blkrecov.toml",
+            remedy="; ".join(remedies)
+            or "put its drives where they were, or name their directory in /etc/blkrecov/blkrecov.toml",
         ),
     )
 
 
 def _array(
-    uuid: UUID, found: list[Found], refused: Mapping[str, BlkrecovError], counter: IoCounter, *, new: bool
+    uuid: UUID,
+    found: list[Found],
+    refused: Mapping[str, BlkrecovError],
+    strangers: Mapping[UUID, Untrusted],
+    counter: IoCounter,
+    *,
+    new: bool,
 ) -> Discovered:
     """`new`: as far as this machine knows, the array has no drive yet; its first one may have been left half-made."""
     drives: dict[UUID, Found] = {}
@@ -189,7 +204,7 @@ def _array(
         # A drive that does not serve was moved to another file system: copied there, and deleted here while it was attached.
         if not record.online and record.uuid in drives and drives[record.uuid] not in named and len(named) == 1:
             drives[record.uuid] = named[0]
-        said = refused.get(record.path)
+        said = strangers.get(record.uuid) or refused.get(record.path)
         # That it is not where it was says nothing about it.
         if record.uuid not in drives and said is not None and not isinstance(said, PathNotFound):
             reasons.setdefault(record.uuid, said.message)
@@ -202,6 +217,7 @@ def _array(
         reasons=reasons,
         carried={drive: document.sequence for drive, document in documents.items()},
         doubles=doubles,
+        strangers=frozenset(strangers),
     )
 
 

@@ -31,7 +31,7 @@ from blkrecov.converge import Group, converge, converge_ports, take_note
 from blkrecov.dm import names
 from blkrecov.dm.control import Control
 from blkrecov.dm.names import NameKind, check_name
-from blkrecov.drives import health, loop, probe, scan, store
+from blkrecov.drives import health, loop, probe, scan, store, trust
 from blkrecov.drives import label as label_format
 from blkrecov.drives.label import Label
 from blkrecov.drives.scan import Found
@@ -291,7 +291,7 @@ class Engine:
             try:
                 # It was found as a file, perhaps, and attached by ourselves since.
                 attached = loop.find(found.path) if found.device is None else None
-                device = _kept(attached.path if attached else found.device) or loop.attach(found.path).path
+                device = _kept(attached.path if attached else found.device) or _attached(found).path
             except BlkrecovError as error:
                 self._set_status(drive, DriveStatus.OFFLINE, error.message)
                 continue
@@ -632,7 +632,7 @@ class Engine:
     ) -> tuple[Drive | None, tuple[str, ...]]:
         """Make a drive of a new file (with a size), an existing file, or a block device: (drive, what would be done).
 
-        Raises: what probe.refuse_if_unfit() does, ObjectExists, InvalidArgument for sizes, NotEnoughSpace.
+        Raises: what probe.refuse_if_unfit() does, Untrusted, ObjectExists, InvalidArgument for sizes, NotEnoughSpace.
         """
         self.refuse_mistaken()
         name = name or _free_name(self.document)
@@ -643,8 +643,9 @@ class Engine:
         is_new = not os.path.lexists(path)
         if is_new and size is None:
             raise PathNotFound(f"{path} does not exist", remedy="give --size to have it created")
+        expected = None
         if not is_new:
-            size = self._fit(path, size, force=force)
+            size, expected = self._fit(path, size, force=force)
         assert size is not None
         label = Label.new(
             size=size,
@@ -670,19 +671,19 @@ class Engine:
             return None, (*lines, *(line for step in self.plan(proposal) for line in step.lines()))
         with ExitStack() as undo:
             if is_new:
-                created = store.create_file(path, size)
-                undo.callback(store.remove_file, path, created)
+                expected = store.create_file(path, size)
+                undo.callback(store.remove_file, path, expected)
             if self.document.drives:
                 # Known before it has a label: should we die, the next to open the array knows whose that is.
                 before = self.document
                 half_made = msgspec.structs.replace(drive, status=DriveStatus.NOT_READY)
                 self.store(self.document.with_drive(half_made))
                 undo.callback(self._go_back, before)
-            store.format_drive(path, label, self.counter)
+            store.format_drive(path, label, self.counter, expected=expected)
             undo.callback(self._wipe, path, label)
             device = path
             if not _is_block(path):
-                attached = loop.attach(path)
+                attached = loop.attach(path, expected=expected)
                 undo.callback(loop.detach, attached)
                 device = attached.path
             self._backings[drive.uuid], self.labels[drive.uuid] = device, label
@@ -692,8 +693,8 @@ class Engine:
         self._remember()
         return drive, ()
 
-    def _fit(self, path: str, size: Bytes | None, *, force: bool) -> Bytes:
-        """The size of something that exists and may become a drive."""
+    def _fit(self, path: str, size: Bytes | None, *, force: bool) -> tuple[Bytes, loop.Inode | None]:
+        """The size of something that exists and may become a drive, and which file it is. Raises: Untrusted too."""
         contents = probe.inspect(path)
         real = Path(path).resolve()
         if real.name.startswith("dm-") or any(
@@ -701,6 +702,7 @@ class Engine:
         ):
             raise InvalidArgument(f"{path} stands on drives itself", remedy="give a file, a disk or a partition")
         probe.refuse_if_unfit(contents, force=force)
+        trust.refuse(path)
         if size is not None and size != contents.size:
             raise ObjectExists(
                 f"{path} exists already, with {contents.size} bytes", remedy="leave --size out, or give another path"
@@ -709,7 +711,7 @@ class Engine:
             raise InvalidArgument(
                 f"{path} has {contents.size} bytes, no multiple of 4096", remedy=f"truncate --size=%4096 {path}"
             )
-        return contents.size
+        return contents.size, contents.inode
 
     def _wipe(self, path: str, label: Label) -> None:
         with suppress(BlkrecovError), DriveStore(path, self.counter) as drive:
@@ -837,7 +839,7 @@ class Engine:
             if drive.uuid not in self._backings:
                 device = found.device
                 if device is None:
-                    attached = loop.attach(found.path)
+                    attached = _attached(found)
                     undo.callback(loop.detach, attached)
                     device = attached.path
                 self._backings[drive.uuid], self.labels[drive.uuid] = device, found.label
@@ -1058,6 +1060,11 @@ def _kept(device: str | None) -> str | None:
         if attached.path == device:
             return device if loop.keep(attached) else None
     return device
+
+
+def _attached(found: Found) -> loop.LoopDevice:
+    """The file that was found, and no other that was moved there since, as a block device."""
+    return loop.attach(found.path, expected=found.inode)
 
 
 def _place(drive: Drive, found: Found, said: str | None = None) -> str:

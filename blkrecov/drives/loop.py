@@ -13,6 +13,7 @@ Kernel: drivers/block/loop.c; include/uapi/linux/loop.h.
 import errno
 import fcntl
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from blkrecov.errors import AccessDenied, DeviceInUse, NotSupported, PathNotFound, ProviderFailure, pass_on_exhaustion
+from blkrecov.drives import trust
+from blkrecov.errors import (
+    AccessDenied,
+    DeviceInUse,
+    InvalidDisk,
+    NotSupported,
+    PathNotFound,
+    ProviderFailure,
+    pass_on_exhaustion,
+)
 
 SYS_BLOCK: Final = Path("/sys/block")
 CONTROL: Final = "/dev/loop-control"
@@ -82,18 +92,25 @@ class LoopRefused(ProviderFailure):
         self.operation, self.path, self.errno = operation, path, number
 
 
-def attach(path: str, size: int | None = None) -> LoopDevice:
-    """Attach a regular file to a free loop device; with `size`, only that many bytes of it can be reached.
+def attach(path: str, size: int | None = None, *, expected: Inode | None = None) -> LoopDevice:
+    """Attach a regular file to a free loop device; with `size`, only that many bytes of it can be reached. `expected` is what the
+    path was when it was looked at. What is attached is the open file that is asked here, whatever becomes of its name.
 
     Direct I/O is asked for and may not be had: tmpfs before Linux 6.6 has none, nor has a file system on a disk with
     larger blocks than ours. The answer tells, from the flag as the kernel holds it.
 
     Raises: NotSupported without the loop driver; PathNotFound; DeviceInUse for a file that is attached already, since
-            two devices on one file do not see each other's writes; AccessDenied; LoopRefused for the rest.
+            two devices on one file do not see each other's writes; AccessDenied; Untrusted; InvalidDisk where another file
+            has taken the path; LoopRefused for the rest.
     """
     with ExitStack() as closing:
         file = _open(path, os.O_RDWR)
         closing.callback(os.close, file)
+        status = os.fstat(file)
+        if stat.S_ISREG(status.st_mode) and (why := trust.flaw_of(status)):
+            raise trust.Untrusted(path, why)
+        if expected is not None and inode_of(file) != expected:
+            raise exchanged(path)
         if existing := _find(inode_of(file)):
             raise DeviceInUse(f"{path} is attached already, as {existing.path}", remedy=f"detach {existing.path} first")
         control = _open_control()
@@ -202,6 +219,10 @@ def resize(device: LoopDevice) -> None:
         _ioctl("LOOP_SET_CAPACITY", device.path, node, LOOP_SET_CAPACITY)
     finally:
         os.close(node)
+
+
+def exchanged(path: str) -> InvalidDisk:
+    return InvalidDisk(f"{path} is another file than a moment ago", remedy="see who moves files there, then try again")
 
 
 def inode_of(descriptor: int) -> Inode:
