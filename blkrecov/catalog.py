@@ -1,8 +1,8 @@
 """The array's document on its drives: found, read, compared, written.
 
 Every drive has a label; at most CARRIERS of them carry the document, so that a change costs the same number of writes however
-many drives there are. The newest valid copy wins, if the others are earlier versions of it. Two histories of one array are not
-chosen between: one of them holds writes that somebody was told are safe.
+many drives there are. The newest valid copy wins, if the others are earlier versions of it (blkrecov.lineage). Two histories of one
+array are not chosen between: one of them holds writes that somebody was told are safe.
 
 All of a drive's metadata goes through one door: its block device (the loop device, once there is one), with direct I/O. The
 page cache of the file below a loop device does not hear of what goes through the device.
@@ -32,6 +32,7 @@ from blkrecov.errors import (
     MetadataNotWritten,
     PathNotFound,
 )
+from blkrecov.lineage import judge
 from blkrecov.model import Document, DriveStatus
 from blkrecov.settings import Remembered, Settings, published, remembered, sequence_file
 
@@ -117,7 +118,8 @@ def _discover(
     strangers = {label.drive_uuid: error for label, error in result.strangers}
     unwritten = {array.uuid for array in known if not array.paths}
     arrays = [
-        _array(uuid, found, refused, strangers, counter, new=uuid in unwritten) for uuid, found in by_array.items()
+        _array(uuid, found, refused, strangers, counter, published(settings, uuid), new=uuid in unwritten)
+        for uuid, found in by_array.items()
     ]
     arrays += [
         Discovered(
@@ -153,10 +155,11 @@ def _array(
     refused: Mapping[str, BlkrecovError],
     strangers: Mapping[UUID, Untrusted],
     counter: IoCounter,
+    known: int | None,
     *,
     new: bool,
 ) -> Discovered:
-    """`new`: as far as this machine knows, the array has no drive yet; its first one may have been left half-made."""
+    """`known`: the version that this machine knows to be the newest. `new`: as far as this machine knows, the array has no drive yet; its first one may have been left half-made."""
     drives: dict[UUID, Found] = {}
     reasons: dict[UUID, str] = {}
     candidates: defaultdict[UUID, list[Found]] = defaultdict(list)
@@ -184,7 +187,8 @@ def _array(
             continue
         if document is not None:
             documents[drive] = document
-    newest = max(documents.values(), key=lambda document: document.sequence, default=None)
+    lineage = judge(documents, known) if documents else None
+    newest = lineage.newest if lineage else None
     if newest is None and new and not trouble:
         newest = Document(array=uuid, name=found[0].label.array_name)
     if newest is None:
@@ -197,8 +201,11 @@ def _array(
             trouble=(*trouble, unreadable),
             reasons=reasons,
         )
-    conflict = [drive for drive, document in documents.items() if not newest.descends_from(document)]
-    trouble = [_split(newest, conflict, drives)] if conflict else []
+    trouble = []
+    if lineage is not None and lineage.others:
+        trouble.append(_split(newest, lineage.others, drives))
+    if lineage is not None and lineage.unproven:
+        trouble.append(_unproven(newest, lineage.unproven, documents, drives))
     for record in newest.drives:
         named = [item for item in candidates[record.uuid] if item.path != item.device]
         # A drive that does not serve was moved to another file system: copied there, and deleted here while it was attached.
@@ -231,12 +238,24 @@ def _without_partitions(items: list[Found]) -> list[Found]:
     return [item for item in items if Path("/sys/class/block", Path(item.path).name).resolve().parent.name not in names]
 
 
-def _split(newest: Document, conflict: list[UUID], drives: Mapping[UUID, Found]) -> BlkrecovError:
-    paths = ", ".join(drives[drive].path for drive in conflict)
+def _split(newest: Document, conflict: Iterable[UUID], drives: Mapping[UUID, Found]) -> BlkrecovError:
+    paths = ", ".join(sorted(drives[drive].path for drive in conflict))
     return InvalidDisk(
         f"array {newest.name!r} has two histories: what {paths} carry is no earlier version of what the other drives carry",
         remedy="the array ran on one part of its drives, and then on the other; take away the drives whose contents "
         "you do not want",
+    )
+
+
+def _unproven(
+    newest: Document, older: Iterable[UUID], documents: Mapping[UUID, Document], drives: Mapping[UUID, Found]
+) -> BlkrecovError:
+    carry = ", ".join(sorted(drives[drive].path for drive in documents if documents[drive] == newest))
+    paths = ", ".join(sorted(drives[drive].path for drive in older))
+    return InvalidDisk(
+        f"array {newest.name!r}: {carry} says that its configuration is version {newest.sequence}, and nothing proves that what "
+        f"{paths} carries, version {max(documents[drive].sequence for drive in older)} at most, is an earlier one",
+        remedy="take away the drives that you do not believe; earlier versions may come back once the array was open without",
     )
 
 

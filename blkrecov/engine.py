@@ -284,6 +284,12 @@ class Engine:
                 if drive.status is not DriveStatus.FAILED:
                     self._set_status(drive, DriveStatus.FAILED, f"what is at {found.path} is an older copy of it")
                 continue
+            if self._is_older_copy(drive, found):
+                self._set_status(drive, DriveStatus.FAILED, f"what is at {found.path} is an older copy of it")
+                self.document = self.document.with_drive(
+                    msgspec.structs.replace(self.document.drive_of(drive.uuid), carried=self.document.sequence)
+                )
+                continue
             if drive.status in (DriveStatus.REMOVED, DriveStatus.OFFLINE):
                 drive = self._set_status(drive, DriveStatus.ONLINE, "")
             if not drive.online:
@@ -303,6 +309,14 @@ class Engine:
             if found.reading.damage is not None:
                 self._mend(drive, device, found.reading.damage)
             self.document = catalog.with_place(self.document, drive.uuid, _place(drive, found))
+
+    def _is_older_copy(self, drive: Drive, found: Found) -> bool:
+        """Whether what is in another place than the drive was cannot be what had the newest configuration, or the one before it,
+        which is what a drive has that was cut off while the newest was written.
+        """
+        carried = self._carried.get(drive.uuid, 0)
+        moved = _place(drive, found) != drive.path
+        return drive.online and moved and drive.uuid in self.document.carriers and carried < self.document.sequence - 1
 
     def _mend(self, drive: Drive, device: str, damage: str) -> None:
         """Make a label and its copy equal again. A drive whose label cannot be written is of use for what it holds still."""

@@ -27,7 +27,7 @@ class Layer(IntEnum):
 
 _PURE = """
     units errors model geometry governor stack steps observed converge proposal faults provision recover replace scrub tasks views
-    condition family flapping progress remove schedule turns shadows resync reconnect revival changes signature
+    condition family flapping progress remove schedule turns shadows resync reconnect revival lineage changes signature
     dm.table dm.status dm.names dm.abi dm.superblock dm.cow dm.mirror_log drives.label page83.designator page83.identity
     page83.information dmrp.information dmrp.storage dmrp.notify
     overview traffic metrics
