@@ -1,8 +1,8 @@
 """The array's document on its drives: found, read, compared, written.
 
 Every drive has a label; at most CARRIERS of them carry the document, so that a change costs the same number of writes however
-many drives there are. The newest valid copy wins, if the others are earlier versions of it (blkrecov.lineage). Two histories of one
-array are not chosen between: one of them holds writes that somebody was told are safe.
+many drives there are. The newest valid copy wins, if the others are earlier versions of it (blkrecov.lineage). Two histories of
+one array are not chosen between: one of them holds writes that somebody was told are safe.
 
 All of a drive's metadata goes through one door: its block device (the loop device, once there is one), with direct I/O. The
 page cache of the file below a loop device does not hear of what goes through the device.
@@ -159,7 +159,9 @@ def _array(
     *,
     new: bool,
 ) -> Discovered:
-    """`known`: the version that this machine knows to be the newest. `new`: as far as this machine knows, the array has no drive yet; its first one may have been left half-made."""
+    """As far as this machine knows, `known` is the newest version; or the array is `new`, and has no drive yet: its first one may
+    have been left half-made.
+    """
     drives: dict[UUID, Found] = {}
     reasons: dict[UUID, str] = {}
     candidates: defaultdict[UUID, list[Found]] = defaultdict(list)

@@ -10,6 +10,7 @@ since the kernel works by itself; whoever takes it again looks first whether ano
 """
 
 import dataclasses
+import errno
 import fcntl
 import logging
 import os
@@ -31,7 +32,7 @@ from blkrecov.converge import Group, converge, converge_ports, take_note
 from blkrecov.dm import names
 from blkrecov.dm.control import Control
 from blkrecov.dm.names import NameKind, check_name
-from blkrecov.drives import health, loop, probe, scan, store, trust
+from blkrecov.drives import beneath, health, loop, probe, scan, store, trust
 from blkrecov.drives import label as label_format
 from blkrecov.drives.label import Label
 from blkrecov.drives.scan import Found
@@ -50,6 +51,7 @@ from blkrecov.errors import (
     ObjectFailed,
     ObjectNotFound,
     PathNotFound,
+    ProviderFailure,
     TimedOut,
     resources,
 )
@@ -83,13 +85,12 @@ class Lock:
     """One process of the machine works on arrays at a time. Let go by the kernel when the process dies."""
 
     def __init__(self, settings: Settings) -> None:
-        self._path = settings.state / "lock"
+        self._settings = settings
         self._descriptor = -1
 
     def take(self, patience_s: float = LOCK_PATIENCE_S) -> None:
         """Raises: DeviceInUse naming the process that has it, when it does not let go in time."""
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = _lock_file(self._settings)
         deadline = time.monotonic() + patience_s
         while True:
             try:
@@ -104,14 +105,31 @@ class Lock:
                         remedy="wait until it has ended",
                     ) from None
             time.sleep(0.02)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # Who has it is for people.
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._descriptor = descriptor
 
     def release(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _lock_file(settings: Settings) -> int:
+    """On a file system that has become read-only the file is there, and to lock it takes no right to write; where it never was,
+    everybody meets in /run.
+    """
+    try:
+        settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return os.open(settings.state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+    with suppress(FileNotFoundError):
+        return os.open(settings.state / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    settings.volatile.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return os.open(settings.volatile / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 @contextmanager
@@ -136,7 +154,13 @@ def create_array(settings: Settings, name: str) -> Remembered:
         if any(array.name == name for array in catalog.discover(settings, IoCounter())):
             raise ObjectExists(f"there is an array {name!r} already")
         array = Remembered(uuid4(), name)
-        remember(settings, array)
+        try:
+            remember(settings, array)
+        except OSError as error:
+            raise ProviderFailure(
+                f"{settings.state} cannot be written: {error.strerror}",
+                remedy="an array without drives is known by that directory alone: see to its file system",
+            ) from error
         return array
 
 
@@ -555,7 +579,10 @@ class Engine:
 
     def _remember(self) -> None:
         paths = tuple(drive.path for drive in self.document.drives)
-        remember(self._settings, Remembered(self.document.array, self.document.name, paths))
+        try:
+            remember(self._settings, Remembered(self.document.array, self.document.name, paths))
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self._settings.state, error.strerror)
 
     # The one way of a change.
 
@@ -660,6 +687,7 @@ class Engine:
         expected = None
         if not is_new:
             size, expected = self._fit(path, size, force=force)
+        self._refuse_own(path)
         assert size is not None
         label = Label.new(
             size=size,
@@ -727,6 +755,21 @@ class Engine:
             )
         return contents.size, contents.inode
 
+    def _refuse_own(self, path: str) -> None:
+        """What stands on a LUN of the array, be it by way of another array's, can be no drive of it: neither could be taken down,
+        for each would wait for the other. Raises: InvalidArgument.
+        """
+        luns = {lun.uuid: lun.name for lun in self.document.luns}
+        exported = {export.disk: export.device for export in self._exporter.exports()}
+        for device in beneath.devices(path, exported):
+            with suppress(OSError):
+                owner = names.parse_dm_uuid((device / "dm/uuid").read_text().strip())
+                if owner is not None and owner.owner in luns:
+                    raise InvalidArgument(
+                        f"{path} stands on LUN {luns[owner.owner]!r} of array {self.document.name!r} itself",
+                        remedy="choose a path that lies on none of the array's own LUNs",
+                    )
+
     def _wipe(self, path: str, label: Label) -> None:
         with suppress(BlkrecovError), DriveStore(path, self.counter) as drive:
             drive.wipe(label.layout)
@@ -767,6 +810,7 @@ class Engine:
         self.refuse_mistaken()
         drive = self.document.drive(name)
         found = self._found_again(drive, path)
+        self._refuse_own(found.device or found.path)
         newest = self._refuse_changed(drive, found)
         # What the kernel alone knows to be lost is known no more once the drive is back, and the machine restarts.
         observed = self.observe()

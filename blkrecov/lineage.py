@@ -1,7 +1,7 @@
 """Which of the configurations that drives carry is the array's, and whether the others are earlier versions of it. Pure.
 
-The newest wins if it descends from the others. A document names the versions before it, as far as its history goes; of one that is
-older than that, something else has to say that it is an earlier version:
+The newest wins if it descends from the others. A document names the versions before it, as far as its history goes; of one that
+is older, something else has to say that it is an earlier version:
 
     this machine        it has written or met a version that the newest names, or the newest itself
     the newest          it knows that the drive was away, and which version that had last

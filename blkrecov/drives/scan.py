@@ -102,7 +102,7 @@ def scan(
         {device.backing: device for device in _whole(loop.attached(places.sys_block))},
         places,
         # A loop device's number may be another file's by now.
-        frozenset(os.path.abspath(place) for place in (*hints, *directories) if not place.startswith("/dev/loop")),
+        frozenset(os.path.realpath(place) for place in (*hints, *directories) if not place.startswith("/dev/loop")),
     )
     for hint in hints:
         search.look(hint, asked_for=True)
@@ -128,7 +128,7 @@ def look(path: str, counter: IoCounter, places: Places | None = None) -> Found:
     """The drive at a path that somebody has named. Raises: PathNotFound, InvalidDisk and what else reading its label does."""
     places = places or Places()
     loops = {device.backing: device for device in _whole(loop.attached(places.sys_block))}
-    search = _Search(counter, MAX_FILES, loops, places, frozenset({os.path.abspath(path)}))
+    search = _Search(counter, MAX_FILES, loops, places, frozenset({os.path.realpath(path)}))
     search.look(path, asked_for=True)
     if not search.found:
         raise search.refused[0][1]
@@ -248,10 +248,10 @@ class _Search:
             if Inode(status.st_dev, status.st_ino) == device.backing:
                 if flaw := trust.flaw_of(status):
                     return flaw
-                if not self.named.isdisjoint((file, os.path.dirname(file))):
+                if not self.named.isdisjoint((file, str(Path(file).parent))):
                     return ""
         with suppress(OSError):
-            if os.statvfs(os.path.dirname(file)).f_flag & os.ST_NOSUID:
+            if os.statvfs(Path(file).parent).f_flag & os.ST_NOSUID:
                 return "the file system that it lies on is mounted nosuid"
         return trust.way_flaw(file, self.places.top)
 

@@ -102,8 +102,8 @@ class DriveStore:
     def __init__(
         self, path: str, counter: IoCounter, *, writable: bool = True, follow: bool = True, anybody: bool = False
     ) -> None:
-        """Open a drive; `follow=False` refuses a symbolic link. `anybody` is for who looks at `flaw` himself: why what a file says
-        is not to be believed.
+        """Open a drive; `follow=False` refuses a symbolic link. With `anybody` it is for the caller to look at `flaw`: why what a
+        file says is not to be believed.
 
         Raises: PathNotFound; AccessDenied; InvalidArgument for anything but a regular file or block device; DeviceInUse
                 for a file that is attached to a loop device; Untrusted; DriveIoError.

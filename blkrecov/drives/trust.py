@@ -1,16 +1,16 @@
 """Whose word counts: a file that says that it is a drive is believed where root alone can have written it.
 
-A drive says which array it is of, which configuration that has, and what its LUNs hold; and the UUIDs that it says this by are shown
-to everybody by udev. So whoever can write to a file that is looked at could make drives, take one's place, or take an array's
-configuration away.
+A drive says which array it is of, which configuration that has, and what its LUNs hold; and the UUIDs that it says this by are
+shown to everybody by udev. So whoever can write to a file that is looked at could make drives, take one's place, or take an
+array's configuration away.
 
     the file          is root's, and nobody else may write to it. Asked of the open descriptor, by all who read or write a drive's
                       metadata through a file and by whoever attaches it, so renames and links in between change nothing
     the way to it     the same of each directory, where nobody has named the place: a file elsewhere may be an old copy that
                       somebody has moved there, or stand on a file system that somebody has brought along
 
-A path that root has named (drive add, reconnect --path), that is remembered for that, or that lies in a configured directory has a
-way that root has chosen: there the owner of a directory can take a drive away, and put none in its place but another of root's.
+A path that root has named (drive add, reconnect --path), that is remembered for that, or that lies in a configured directory has
+a way that root has chosen: there the owner of a directory can take a drive away, and put none in its place but another of root's.
 """
 
 import os

@@ -35,8 +35,9 @@ _PURE = """
 """
 _ACTS = """
     actor bell catalog events freeze holders mounting objects observer pressure settings journal surroundings systemd
-    dm.control dm.events dm.kmsg dm.speed dm.sync dm.counters drives.loop drives.probe drives.raw drives.scan drives.store
-    drives.health drives.holes drives.trust drives.watch watch metrics_server page83.export page83.sysfs page83.udev page83.lun_information
+    dm.control dm.events dm.kmsg dm.speed dm.sync dm.counters drives.beneath drives.loop drives.probe drives.raw drives.scan
+    drives.store drives.health drives.holes drives.trust drives.watch watch metrics_server page83.export page83.sysfs
+    page83.udev page83.lun_information
 """
 # A new module has to be put in its place here. `cli.` is one place for all of its files.
 PLACES = {
