@@ -320,7 +320,7 @@ class Engine:
                 continue
             try:
                 # It was found as a file, perhaps, and attached by ourselves since.
-                attached = loop.find(found.path) if found.device is None else None
+                attached = loop.backed_by(found.inode) if found.inode is not None else None
                 device = _kept(attached.path if attached else found.device) or _attached(found).path
             except BlkrecovError as error:
                 self._set_status(drive, DriveStatus.OFFLINE, error.message)

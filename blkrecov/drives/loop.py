@@ -111,7 +111,7 @@ def attach(path: str, size: int | None = None, *, expected: Inode | None = None)
             raise trust.Untrusted(path, why)
         if expected is not None and inode_of(file) != expected:
             raise exchanged(path)
-        if existing := _find(inode_of(file)):
+        if existing := backed_by(inode_of(file)):
             raise DeviceInUse(f"{path} is attached already, as {existing.path}", remedy=f"detach {existing.path} first")
         control = _open_control()
         closing.callback(os.close, control)
@@ -199,7 +199,12 @@ def find(path: str) -> LoopDevice | None:
         status = Path(path).stat()
     except OSError as error:
         raise _refusal("stat", path, error) from error
-    return _find(Inode(status.st_dev, status.st_ino))
+    return backed_by(Inode(status.st_dev, status.st_ino))
+
+
+def backed_by(backing: Inode) -> LoopDevice | None:
+    """The same of a file that was looked at, whatever its name is by now."""
+    return next((device for device in attached() if device.backing == backing), None)
 
 
 def attached(sys_block: Path = SYS_BLOCK) -> tuple[LoopDevice, ...]:
@@ -237,10 +242,6 @@ class _Info:
     backing: Inode
     offset: int
     flags: int
-
-
-def _find(backing: Inode) -> LoopDevice | None:
-    return next((device for device in attached() if device.backing == backing), None)
 
 
 def _open(path: str, flags: int) -> int:

@@ -14,6 +14,7 @@ import pytest
 
 from blkrecov import model
 from blkrecov.array import Array
+from blkrecov.bell import Bell, ring
 from blkrecov.drives import loop
 from blkrecov.drives.label import Label
 from blkrecov.drives.store import DriveStore, IoCounter, format_drive
@@ -221,7 +222,7 @@ def mounted(disk: str, point: Path) -> Iterator[Path]:
 
 
 def test_no_array_stands_on_itself(lab: Lab, ext4: Path) -> None:
-    """Not by a file on one of its LUNs, a partition of it, or another array that stands on it; that one may."""
+    """Neither by a file on one of its LUNs, nor by way of another array that stands on it; that one may."""
     lab.create(2, size=Bytes(40 * MIB))
     with lab.opened() as array:
         disk = lun(array, "vol", "linear", 30 * MIB, drives=("d0",))
@@ -273,6 +274,9 @@ def test_an_array_works_while_its_state_cannot_be_written(lab: Lab) -> None:
             "VDS_E_PROVIDER_FAILURE",
             f"{state} cannot be written: Read-only file system",
         )
+        with Bell(lab.state / "x.bell"):
+            assert ring(lab.state / "x.bell")
+        assert not ring(lab.state / "x.bell")
         done = subprocess.run(
             [sys.executable, "-m", "blkrecov.boot", "stop"],
             cwd=Path(__file__).resolve().parents[2],
