@@ -35,6 +35,9 @@ from blkrecov.units import sectors
 MAX_FILES: Final = 10_000
 DEEP_LEVELS: Final = 3
 # Devices that stand on other devices, that lose what they hold, or whose opening makes a drive search for a medium.
+_NAME_IT: Final = (
+    "move it to a directory of root's, or name its directory in /etc/blkrecov/blkrecov.toml, if it is yours"
+)
 _SKIPPED: Final = ("dm-", "loop", "md", "ram", "zram", "sr", "fd", "nbd")
 
 
@@ -61,7 +64,7 @@ class Scan:
     refused: tuple[tuple[str, BlkrecovError], ...]  # Hints that failed, and labels that cannot be used.
     complete: bool  # False when there were more files than the bound.
     strangers: tuple[tuple[Label, Untrusted], ...] = ()
-    """What is where drives are expected, says that it is one, and is not believed."""
+    """What says that it is a drive, and is not believed: where drives are expected, and attached files."""
 
     def clones(self) -> dict[UUID, tuple[Found, ...]]:
         """Drive UUIDs that more than one thing answers to."""
@@ -229,31 +232,29 @@ class _Search:
         """Look through a loop device: while there is one, the file is not to be read itself."""
         if device.backing not in self.seen:
             self.seen.add(device.backing)
-            flaw = self._flaw_behind(device)
-            self._read(device.path if device.deleted else device.backing_file, device.path, flaw=flaw)
+            doubt = self._doubt(device)
+            self._read(device.path if device.deleted else device.backing_file, device.path, doubt=doubt)
 
-    def _flaw_behind(self, device: LoopDevice) -> str:
+    def _doubt(self, device: LoopDevice) -> Untrusted | None:
         """Why an attached file is not to be believed: a service may attach files for whoever asks it (udisks2 does).
 
         One that serves an array was believed before, and LUNs are on it. Of one without a name the way to it is asked.
         """
-        holders = (self.places.sys_block / f"loop{device.number}/holders").glob("*/dm/uuid")
-        if any(parse_dm_uuid(uuid.read_text().strip()) for uuid in holders):
-            return ""
-        if device.path in self.named:
-            return ""
+        if device.path in self.named or _serves(self.places.sys_block / f"loop{device.number}"):
+            return None
         file = device.backing_file
         with suppress(OSError):
             status = Path(file).stat()
             if Inode(status.st_dev, status.st_ino) == device.backing:
                 if flaw := trust.flaw_of(status):
-                    return flaw
+                    return Untrusted(file, flaw)
                 if not self.named.isdisjoint((file, str(Path(file).parent))):
-                    return ""
+                    return None
+        flaw = trust.way_flaw(file, self.places.top)
         with suppress(OSError):
             if os.statvfs(Path(file).parent).f_flag & os.ST_NOSUID:
-                return "the file system that it lies on is mounted nosuid"
-        return trust.way_flaw(file, self.places.top)
+                flaw = "the file system that it lies on is mounted nosuid"
+        return Untrusted(file, flaw, remedy=_NAME_IT) if flaw else None
 
     def look_in(self, directory: str, *, levels: int, asked_for: bool = False) -> None:
         """Look at the regular files of a directory, and of those in it, down to so many levels."""
@@ -297,13 +298,15 @@ class _Search:
         asked_for: bool = False,
         follow: bool = True,
         named: bool = True,
-        flaw: str = "",
+        doubt: Untrusted | None = None,
     ) -> None:
         node = device or path
         try:
             with DriveStore(node, self.counter, writable=False, follow=follow, anybody=True) as store:
                 reading = store.read_label()
-                is_block, inode, flaw = store.is_block, store.inode, flaw or store.flaw
+                is_block, inode = store.is_block, store.inode
+                if store.flaw:
+                    doubt = Untrusted(path, store.flaw)
         except NoLabel as error:
             if asked_for:
                 self.refused.append((path, error))
@@ -314,12 +317,20 @@ class _Search:
             if asked_for:
                 self.refused.append((path, error))
         else:
-            if not flaw:
+            if doubt is None:
                 self.found.append(Found(path=path, device=node if is_block else None, reading=reading, inode=inode))
             elif named:
-                untrusted = Untrusted(path, flaw)
-                self.refused.append((path, untrusted))
-                self.strangers.append((reading.label, untrusted))
+                self.refused.append((path, doubt))
+                self.strangers.append((reading.label, doubt))
+
+
+def _serves(loop_device: Path) -> bool:
+    """Whether one of our devices stands on a loop device, by its directory in sysfs."""
+    for uuid in loop_device.glob("holders/*/dm/uuid"):
+        with suppress(OSError):  # Gone since it was listed.
+            if parse_dm_uuid(uuid.read_text().strip()):
+                return True
+    return False
 
 
 def _is_node_of(status: os.stat_result, device: LoopDevice) -> bool:

@@ -27,11 +27,11 @@ _OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 class Untrusted(InvalidDisk):
     """Somebody else than root could have written what is there."""
 
-    def __init__(self, path: str, why: str) -> None:
+    def __init__(self, path: str, why: str, *, remedy: str | None = None) -> None:
         place = shlex.quote(path)
         super().__init__(
             f"{path} is not believed: {why}",
-            remedy=f"if what is in it is yours: chown root: {place}; chmod go-w {place}",
+            remedy=remedy or f"if what is in it is yours: chown root: {place}; chmod go-w {place}",
         )
 
 
