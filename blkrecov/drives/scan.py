@@ -34,10 +34,8 @@ from blkrecov.units import sectors
 
 MAX_FILES: Final = 10_000
 DEEP_LEVELS: Final = 3
+_NAME_IT: Final = "if it is yours, move it to a directory of root's, or name its own in /etc/blkrecov/blkrecov.toml"
 # Devices that stand on other devices, that lose what they hold, or whose opening makes a drive search for a medium.
-_NAME_IT: Final = (
-    "move it to a directory of root's, or name its directory in /etc/blkrecov/blkrecov.toml, if it is yours"
-)
 _SKIPPED: Final = ("dm-", "loop", "md", "ram", "zram", "sr", "fd", "nbd")
 
 
