@@ -1,5 +1,6 @@
 """The package that is tested, and the figures that a run ends with."""
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,14 @@ import pytest
 from tests.system.machine import ROOT
 
 _FIGURES: list[str] = []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes long is left out, unless BLKRECOV_LONG=1."""
+    if not os.environ.get("BLKRECOV_LONG"):
+        left_out = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

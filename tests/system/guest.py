@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Self
@@ -186,8 +186,13 @@ def complaints() -> list[str]:
     ]
 
 
-def second(package: str) -> Json:
-    """After the restart: what is mounted, in which order it came. Then an upgrade, a purge, all while a LUN is written to."""
+def second(package: str, wheel: str) -> Json:
+    """After the restart: what is mounted, in which order it came. Then an upgrade, a purge, an environment of pip's in the place
+    of the package, all while a LUN is written to.
+    """
+    # It needs what is in here.
+    from tests.system import environment
+
     report: Json = {
         "mounted": [is_mounted(point) for point in (DRIVES, DATA, NETWORKED)],
         "file": (DATA / "file").read_text() if (DATA / "file").exists() else None,
@@ -211,6 +216,7 @@ def second(package: str) -> Json:
             "states": states(),
             "restarted": [unit(name, "ActiveEnterTimestampMonotonic") != before[name] for name in UNITS],
         }
+        refused = environment.make(wheel)
         run("dpkg", "--purge", "blkrecov")
         report["purged"] = {
             "state": [path.name for path in STATE.iterdir()] if STATE.exists() else [],
@@ -218,6 +224,7 @@ def second(package: str) -> Json:
             "devices": devices() == up,
             "program": Path("/usr/bin/blkrecov").exists(),
         }
+        report["environment"] = {"refused": refused, **environment.swap(package)}
         install(package)
     report["written"] = {"writes": writer.writes, "trouble": writer.trouble, "longest_s": writer.longest_s}
     report["reinstalled"] = {
@@ -275,9 +282,16 @@ class Writer:
 
 
 def main() -> None:
-    part, package = sys.argv[1:]
-    report = {"first": first, "second": second}[part](package)
-    Path(os.environ["BLKRECOV_VM_OUT"], "report.json").write_text(json.dumps(report, indent=1))
+    from tests.system import environment
+
+    part, *words = sys.argv[1:]
+    parts: dict[str, Callable[..., Json]] = {
+        "first": first,
+        "second": second,
+        "enable": environment.enable,
+        "started": environment.started,
+    }
+    Path(os.environ["BLKRECOV_VM_OUT"], "report.json").write_text(json.dumps(parts[part](*words), indent=1))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The Debian package on a machine that runs systemd: installed, used, restarted, upgraded, purged and installed again.
+"""The Debian package on a machine that runs systemd: installed, used, restarted, upgraded, purged and installed again, and an
+environment of pip's in between.
 
 One machine is started twice; what the tests look at is what the guest has noted on the way (tests/system/guest.py).
 """
@@ -26,7 +27,7 @@ def first(machine: Machine, built: tuple[Path, Path], figure: Callable[[str], No
 
 @pytest.fixture(scope="module")
 def second(machine: Machine, first: Json, built: tuple[Path, Path], figure: Callable[[str], None]) -> Json:
-    report = machine.boot("second", str(built[1]))
+    report = machine.boot("second", str(built[1]), str(built[0]))
     came, wrote = report["came"], report["written"]
     figure(
         f"seconds after the start: drives' file system mounted {came['srv-drives.mount']:.1f}, arrays brought up "
@@ -35,13 +36,21 @@ def second(machine: Machine, first: Json, built: tuple[Path, Path], figure: Call
     figure(
         f"upgrade, purge and installation beside {wrote['writes']} writes; the longest took {wrote['longest_s']:.2f} s"
     )
+    figure(f"an environment of pip's installed, used and uninstalled in {report['environment']['took_s']:.1f} s")
     return report
+
+
+@pytest.fixture(scope="module")
+def started(machine: Machine, second: Json, built: tuple[Path, Path]) -> Json:
+    """The machine with an environment of pip's in the place of the package, started again."""
+    machine.boot("enable", str(built[0]))
+    return machine.boot("started")
 
 
 def test_the_wheel_is_whole(built: tuple[Path, Path]) -> None:
     """It is what the Debian package is made of, and what goes elsewhere."""
     names = zipfile.ZipFile(built[0]).namelist()
-    assert {"blkrecov/boot.py", "blkrecov/py.typed", "blkrecov/dm/control.py"} <= set(names)
+    assert {"blkrecov/boot.py", "blkrecov/py.typed", "blkrecov/data/blkrecovd.service"} <= set(names)
 
 
 def test_the_package_installs_without_a_network(first: Json) -> None:
@@ -137,3 +146,42 @@ def test_arrays_are_stopped_when_nobody_uses_them_any_more(second: Json) -> None
     assert second["still_up"]
     assert second["stopped"] == {"status": 0, "devices": [], "loops": ""}
     assert second["again"] == {"states": ["active", "active"], "file": "written before the restart\n"}
+
+
+def test_an_environment_takes_the_package_s_place(second: Json) -> None:
+    """`pip install`, `blkrecov install`, `systemctl enable --now blkrecovd`, and all is as it was with the package."""
+    found = second["environment"]
+    assert "/etc/systemd/system/blkrecovd.service" in found["written"]
+    assert found["states"] == ["active", "active"]
+    assert found["group"]
+    assert (found["generated"], found["link"]) == (True, True)
+    # It answers as soon as it has its name, and is ready when it has looked at its arrays.
+    assert found["activated"] in ("active", "activating")
+
+
+def test_an_environment_and_the_package_refuse_each_other(second: Json) -> None:
+    """Units below /etc hide those of a package."""
+    found = second["environment"]
+    assert "VDS_E_OBJECT_EXISTS" in found["refused"]
+    assert "run blkrecov uninstall first" in found["refused_package"]
+
+
+def test_install_writes_nothing_twice(second: Json) -> None:
+    """So it may be run after every upgrade."""
+    assert second["environment"]["again"] == []
+
+
+def test_uninstall_leaves_nothing_behind(second: Json) -> None:
+    """No file, no directory, no group, no service; but the arrays."""
+    found = second["environment"]
+    assert sorted(found["removed"]) == sorted(found["written"])
+    assert found["left"] == {"files": [], "group": False, "service": "inactive", "devices": True}
+
+
+@pytest.mark.long
+def test_an_environment_brings_arrays_up_at_boot(started: Json) -> None:
+    """In time for /etc/fstab, after the file system that drives lie on, and after a shutdown in good order."""
+    assert started["states"] == ["active", "active"]
+    assert started["mounted"]
+    assert started["came"]["srv-drives.mount"] < started["arrays_began"] < started["came"]["data.mount"]
+    assert (started["resyncs"], started["failed"]) == (0, [])
