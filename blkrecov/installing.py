@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 
 from blkrecov.errors import AccessDenied, InvalidArgument, InvalidOperation, NotSupported, ObjectExists, ProviderFailure
-from blkrecov.placement import LOCAL, Changes, File, Programs, Reader, changes, files
+from blkrecov.placement import LOCAL, Changes, File, Programs, Reader, changes, files, writer
 
 MANIFEST: Final = Path("/usr/local/lib/blkrecov/installed.json")
 # Of the Debian package (scripts/package).
@@ -95,19 +95,25 @@ def refuse_interpreter() -> None:
 
 def dangers() -> Iterator[str]:
     """What an administrator should know of the place of this environment."""
-    for path in sorted({*_above(Path(sys.executable)), *_above(Path(sys.executable).resolve()), *_above(_library())}):
-        found = path.stat()
-        others = stat.S_IWOTH | (stat.S_IWGRP if found.st_gid else 0)
-        if found.st_uid != 0:
-            yield f"{path} belongs to user {found.st_uid}, who can become root by the service that is started from there"
-        elif found.st_mode & others and not (path.is_dir() and found.st_mode & stat.S_ISVTX):
-            yield f"{path} can be written by others than root, who can become root by the service that is started from there"
+    chains = (Path(sys.executable), Path(sys.executable).resolve(), _library())
+    for path, owner in dict.fromkeys(found for chain in chains if (found := _writable(chain))):
+        yield f"{path} can be written by {owner}, who can become root by the service that is started from there"
     mounts = [path for path in _above(_library()) if os.path.ismount(path) and path not in (Path("/"), Path("/usr"))]
     if mounts:
         yield (
             f"{_library()} is on a file system of its own ({mounts[0]}), which is not there yet when systemd looks for what the "
             "arrays have to wait for: order blkrecov-arrays.service after the mounts that drives lie on by a drop-in"
         )
+
+
+def _writable(place: Path) -> tuple[Path, str] | None:
+    """The first directory or file on the way to a place that is not root's alone, and whose it is."""
+    for path in reversed(_above(place)):
+        found = path.stat()
+        owner = writer(found.st_mode, found.st_uid, found.st_gid)
+        if owner:
+            return path, owner
+    return None
 
 
 def _above(path: Path) -> tuple[Path, ...]:

@@ -10,6 +10,7 @@ LOCAL has below /etc what is read before a file system of its own at /usr/local 
 """
 
 import re
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -185,3 +186,14 @@ def changes(wanted: Iterable[File], present: Mapping[str, File], owned: Collecti
         remove=tuple(sorted(set(owned) & set(present) - {file.path for file in wanted})),
         strange=tuple(file.path for file in differ if file.path in present and file.path not in owned),
     )
+
+
+def writer(mode: int, uid: int, gid: int) -> str | None:
+    """Who but root may replace a file, or what is in a directory; None for nobody. A sticky directory keeps each his own."""
+    if uid:
+        return f"user {uid}"
+    if mode & stat.S_ISVTX:
+        return None
+    if mode & stat.S_IWOTH:
+        return "everybody"
+    return f"group {gid}" if gid and mode & stat.S_IWGRP else None

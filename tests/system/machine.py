@@ -1,6 +1,7 @@
 """A machine that runs systemd, and can be started again: the bench's guest, its root and a disk in a directory of the host's."""
 
 import json
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,10 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """`home` holds its root, a disk of 300 MiB for drives (/dev/ubda), and the directory that the guest reports to."""
+    """`home` holds its root, a disk of 300 MiB for drives (/dev/ubda), and the directory that the guest reports to.
+
+    With $BLKRECOV_SUITE it is of another Debian release: BLKRECOV_SUITE=trixie python -m pytest tests/system/test_package.py
+    """
 
     home: Path
 
@@ -26,6 +30,8 @@ class Machine:
         (out / "report.json").unlink(missing_ok=True)
         command = [str(ROOT / "scripts/vm"), "--systemd", "--keep", "1G", "--mem", "1G", "--disk", "300M"]
         command += ["--state", str(self.home / "state"), "--out", str(out), "--timeout", str(DEADLINE_S)]
+        if suite := os.environ.get("BLKRECOV_SUITE"):
+            command += ["--suite", suite]
         command += ["--", "python", "-m", "tests.system.guest", part, *words]
         done = subprocess.run(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False

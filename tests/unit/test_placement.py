@@ -99,3 +99,19 @@ def test_a_file_of_somebody_else_s_is_left_alone() -> None:
     file = File("/a", "ours", 0o644)
     assert changes([file], {"/a": File("/a", "theirs", 0o644)}, ()).strange == ("/a",)
     assert changes([file], {"/a": file}, ()) == Changes((), (), ())
+
+
+@pytest.mark.parametrize(
+    ("mode", "uid", "gid", "who"),
+    [
+        (0o40755, 0, 0, None),
+        (0o40775, 0, 0, None),
+        (0o41777, 0, 0, None),
+        (0o40777, 0, 0, "everybody"),
+        (0o42775, 0, 50, "group 50"),
+        (0o40700, 1000, 1000, "user 1000"),
+    ],
+)
+def test_who_may_write_to_what_root_starts(mode: int, uid: int, gid: int, who: str | None) -> None:
+    """/tmp is everybody's, but nobody can replace there what is another's."""
+    assert placement.writer(mode, uid, gid) == who
