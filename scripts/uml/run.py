@@ -231,7 +231,8 @@ def boot(arguments: argparse.Namespace, job: Path, terminal: bool) -> int:
         "quiet",
         *make_disks(arguments),
         f"job={job}",
-        *([f"lower={suite / 'root'}"] if suite else []),
+        # Debian 13's kernel has SELinux, whose policy its systemd looks for.
+        *([f"lower={suite / 'root'}", "selinux=0"] if suite else []),
     ]
     with console.open("wb") as log, open(os.devnull, "rb") as null:
         source = sys.stdin.fileno() if terminal else null.fileno()

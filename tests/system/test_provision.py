@@ -13,7 +13,6 @@ set -e
 mkfs.ext4 -q /dev/ubda
 mount /dev/ubda /var/tmp
 scripts/provision "$PWD"
-blkrecov status
 scripts/demo --native
 systemctl is-active blkrecovd.service
 ls -A /var/tmp
