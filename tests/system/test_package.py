@@ -4,13 +4,28 @@ environment of pip's in between.
 One machine is started twice; what the tests look at is what the guest has noted on the way (tests/system/guest.py).
 """
 
+import subprocess
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.system.machine import Json, Machine
+from tests.system.machine import ROOT, Json, Machine
+
+
+# What `vagrant up` does, and the story on the machine's own kernel.
+IN_THE_MACHINE = """
+set -e
+mkfs.ext4 -q /dev/ubda
+mount /dev/ubda /var/tmp
+scripts/provision "$PWD"
+scripts/demo --native
+systemctl is-active blkrecovd.service
+ls -A /var/tmp
+blkrecov array list --json
+losetup --list
+"""
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +200,16 @@ def test_an_environment_brings_arrays_up_at_boot(started: Json) -> None:
     assert started["mounted"]
     assert started["came"]["srv-drives.mount"] < started["arrays_began"] < started["came"]["data.mount"]
     assert (started["resyncs"], started["failed"]) == (0, [])
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("built")
+def test_a_machine_is_provisioned_and_tells_the_story(tmp_path: Path, figure: Callable[[str], None]) -> None:
+    """The package that is there is installed without a network; the story leaves nothing behind, and the service alone."""
+    command = [str(ROOT / "scripts/vm"), "--systemd", "--mem", "2G", "--disk", "3G", "--state", str(tmp_path)]
+    command += ["--timeout", "1200", "--", "bash", "-c", IN_THE_MACHINE]
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "NO" not in done.stdout
+    assert done.stdout.splitlines()[-3:] == ["active", "lost+found", "[]"]
+    figure(next(line for line in done.stdout.splitlines() if "time of the story" in line).strip())
