@@ -13,7 +13,6 @@ import pytest
 
 from tests.system.machine import ROOT, Json, Machine
 
-
 # What `vagrant up` does, and the story on the machine's own kernel.
 IN_THE_MACHINE = """
 set -e
@@ -210,6 +209,5 @@ def test_a_machine_is_provisioned_and_tells_the_story(tmp_path: Path, figure: Ca
     command += ["--timeout", "1200", "--", "bash", "-c", IN_THE_MACHINE]
     done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "NO" not in done.stdout
     assert done.stdout.splitlines()[-3:] == ["active", "lost+found", "[]"]
     figure(next(line for line in done.stdout.splitlines() if "time of the story" in line).strip())
