@@ -1,4 +1,4 @@
-"""The arrays' place in the machine's start and end, as its service manager runs them (packaging/blkrecov-arrays.service).
+"""The arrays' place in the machine's start and end, as its service manager runs them (blkrecov/data/blkrecov-arrays.service).
 
     start        brings up every array that this machine has had to do with; one that cannot come up stops no other
     stop         takes every array that is up out of the kernel in good order, each as soon as nobody uses its LUNs any more
