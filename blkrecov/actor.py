@@ -7,6 +7,7 @@ numbers here: a number is there as soon as the device is, its node in /dev only 
 from collections.abc import Callable
 from functools import partial
 from typing import Final, TypeAlias
+from uuid import UUID
 
 from blkrecov import catalog
 from blkrecov.dm import names
@@ -61,12 +62,14 @@ _NODES: Final = "/dev/mapper/"
 class Actor:
     def __init__(
         self,
+        array: UUID,
         control: Control,
         exporter: Exporter,
         counter: IoCounter,
         freezer: Freezer,
         suspensions: Suspensions,
     ) -> None:
+        self._array = array
         self._control = control
         self._freezer = freezer
         self._suspensions = suspensions
@@ -177,7 +180,7 @@ class Actor:
 
     def _create(self, step: CreateDevice) -> Undo:
         device = step.device
-        self._control.create(device.name, device.uuid)
+        self._control.create(device.name, names.dm_uuid_in(self._array, device.uuid))
         remove = partial(self._control.remove, device.name, visible=device.visible)
         try:
             table = self.resolved(device.table)

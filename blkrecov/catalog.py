@@ -74,7 +74,7 @@ class Discovered:
 
 
 def discover(
-    settings: Settings, counter: IoCounter, *, passing: frozenset[str] = frozenset()
+    settings: Settings, counter: IoCounter, *, passing: frozenset[Remembered] = frozenset()
 ) -> tuple[Discovered, ...]:
     """Every array of this machine, by name. Looks at more and more places while known arrays have drives missing.
 
@@ -82,17 +82,18 @@ def discover(
     not looked at, since others may wait for them in vain.
     """
     known = remembered(settings)
+    others = {array.uuid for array in passing}
     # Before their documents are read: another process may write a version meanwhile.
     newest = _published(settings)
     for deep in (False, True):
-        hints = [path for array in known if array.name not in passing for path in array.paths]
+        hints = [path for array in known if array.uuid not in others for path in array.paths]
         found = _discover(settings, counter, known, hints, passing, deep=deep)
         # Drives that the documents name in other places than the state directory does.
         more = [drive.path for array in found if array.document for drive in array.document.drives]
         if set(more) - set(hints):
             found = _discover(settings, counter, known, [*hints, *more], passing, deep=deep)
         found = tuple(_unless_stale(settings, array, newest.get(array.uuid)) for array in found)
-        if found and all(_complete(array) for array in found if array.name not in passing):
+        if found and all(_complete(array) for array in found if array.uuid not in others):
             break
     return found
 
@@ -108,13 +109,20 @@ def _published(settings: Settings) -> dict[UUID, int]:
     return found
 
 
-def serving(arrays: frozenset[str]) -> frozenset[int]:
-    """The device numbers of the drives that serve these arrays, by the names of their ports. Asks sysfs, and no drive."""
+def serving(arrays: frozenset[Remembered]) -> frozenset[int]:
+    """The device numbers of the drives that serve these arrays, by their ports; those of version 0.1 are told by their names.
+
+    Asks sysfs, and no drive.
+    """
     found = set()
-    for file in _BLOCK.glob("dm-*/dm/name") if arrays else ():
+    uuids, called = {array.uuid for array in arrays}, {array.name for array in arrays}
+    for file in _BLOCK.glob("dm-*/dm/uuid") if arrays else ():
         with suppress(OSError):
-            parts = names.split_dm_name(file.read_text().strip())
-            if parts is not None and parts[0] in arrays and parts[1:2] == ("drive",):
+            port = names.parse_dm_uuid(file.read_text().strip())
+            if port is None or port.role != "drive":
+                continue
+            name = names.array_of(file.with_name("name").read_text().strip())
+            if port.array in uuids or (port.array is None and name in called):
                 for number in file.parents[1].glob("slaves/*/dev"):
                     major, _, minor = number.read_text().strip().partition(":")
                     found.add(os.makedev(int(major), int(minor)))
@@ -151,7 +159,7 @@ def _discover(
     counter: IoCounter,
     known: Iterable[Remembered],
     hints: list[str],
-    passing: frozenset[str],
+    passing: frozenset[Remembered],
     *,
     deep: bool,
 ) -> tuple[Discovered, ...]:

@@ -89,8 +89,9 @@ def create_array(settings: Settings, name: str) -> Remembered:
     """
     check_name(NameKind.ARRAY, name)
     _refuse_others()
-    known = frozenset(array.name for array in remembered(settings))
-    taken = known | {array.name for array in catalog.discover(settings, IoCounter(), passing=known)}
+    known = frozenset(remembered(settings))
+    found = catalog.discover(settings, IoCounter(), passing=known)
+    taken = {array.name for array in known} | {array.name for array in found}
     with naming(settings):
         if name in taken or any(array.name == name for array in remembered(settings)):
             raise ObjectExists(f"there is an array {name!r} already")
@@ -144,9 +145,9 @@ def discovered(settings: Settings, lock: Lock, name: str | None = None) -> Disco
     return _choose(catalog.discover(settings, IoCounter(), passing=_others(settings, lock.array)), name)
 
 
-def _others(settings: Settings, array: UUID) -> frozenset[str]:
-    """The names of the other arrays that this machine has seen."""
-    return frozenset(known.name for known in remembered(settings) if known.uuid != array)
+def _others(settings: Settings, array: UUID) -> frozenset[Remembered]:
+    """The other arrays that this machine has seen."""
+    return frozenset(known for known in remembered(settings) if known.uuid != array)
 
 
 class Engine:
@@ -163,7 +164,9 @@ class Engine:
         self._exporter = Exporter()
         self._freezer = Freezer(settings.volatile / f"{found.document.array.hex[:8]}.frozen")
         self.suspensions: Final = Suspensions.of(settings.volatile, found.document.array)
-        self._actor = Actor(self._control, self._exporter, self.counter, self._freezer, self.suspensions)
+        self._actor = Actor(
+            found.document.array, self._control, self._exporter, self.counter, self._freezer, self.suspensions
+        )
         self.document: Document = found.document
         self.labels: dict[UUID, Label] = {uuid: item.label for uuid, item in found.drives.items()}
         self._found = found
@@ -204,6 +207,7 @@ class Engine:
 
     def assemble(self) -> None:
         """Make the kernel's devices what the document says; for all LUNs that can be, whatever the others do."""
+        observer.refuse_taken_name(self._control, self.document)
         note_stopped(self._settings, self.document.array, stopped=False)
         before = self.document
         self._clear_up()
@@ -237,6 +241,8 @@ class Engine:
             try:
                 self._act_on(steps)
             except BlkrecovError as error:
+                # Another array may have taken the name since: the drive has nothing to do with that.
+                observer.refuse_taken_name(self._control, self.document)
                 log.warning("drive %s: %s", self.document.drive_of(drive).name, error.message)
                 self._set_status(self.document.drive_of(drive), DriveStatus.FAILED, error.message)
                 self._backings.pop(drive, None)

@@ -1,6 +1,6 @@
 """Who works on what: one lock for each array, and claims on what is about to become a drive.
 
-    <state>/<array's uuid>.lock    whoever changes the array, from the opening to the end; let go while a task is waited for
+    <state>/<array's name>.lock    whoever changes the array, from the opening to the end; let go while a task is waited for
     <state>/lock                   one byte for each path and each file: whoever makes a drive of it; a byte of its own for
                                    whoever gives an array its name
 
@@ -33,6 +33,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 from uuid import UUID
 
 from blkrecov.errors import DeviceInUse
@@ -57,11 +58,13 @@ class Lock:
         self._settings = settings
         self.array: Final = array
         self._name = name or str(array)
+        # By name, for of two arrays of one name only one may come up: the second sees that. Quoted, for names come from drives.
+        self._file = f"{quote(self._name, safe='')}.lock"
         self._descriptor = -1
 
     def take(self, patience_s: float = PATIENCE_S) -> None:
         """Raises: DeviceInUse naming the process that has it, when it does not let go in time, or the kernel does not let it."""
-        descriptor = _open(self._settings, f"{self.array}.lock")
+        descriptor = _open(self._settings, self._file)
         began = look_at = held_since = time.monotonic()
         held = None
         while not _try(descriptor):

@@ -12,6 +12,38 @@ from blkrecov.model import Document, Lun, Member, MemberState, Restore
 from blkrecov.units import Sectors
 
 
+def canonical(uuid: str) -> str:
+    """names.dm_uuid() of a device of ours, of whose UUID the kernel has it with the array or, from version 0.1, without."""
+    parsed = names.parse_dm_uuid(uuid)
+    assert parsed is not None, f"{uuid!r} is not ours"
+    return names.dm_uuid(parsed.owner, parsed.role)
+
+
+def own_and_strangers(document: Document, listed: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(names of an array's own devices, of another array's under the same array's name) among the kernel's, UUIDs by name.
+
+    The UUID tells. One of version 0.1 has only the owner in it, who may be gone from the document, so what has the array's name
+    is its own too; unless that is another's, as seen by drives' ports that no drive of this one ever had: what is up has ports.
+    """
+    known = {drive.uuid for drive in document.drives} | {stone.uuid for stone in document.tombstones}
+    known |= {lun.uuid for lun in document.luns} | {member.uuid for lun in document.luns for member in lun.members}
+    own: list[str] = []
+    strangers: list[str] = []
+    unknown: list[str] = []
+    shared = False
+    for name, uuid in listed.items():
+        parsed = names.parse_dm_uuid(uuid)
+        if parsed is None:
+            continue
+        if parsed.array == document.array or (parsed.array is None and parsed.owner in known):
+            own.append(name)
+        elif names.array_of(name) == document.name:
+            shared = shared or parsed.array is not None or parsed.role == "drive"
+            (unknown if parsed.array is None else strangers).append(name)
+    (strangers if shared else own).extend(unknown)
+    return tuple(own), tuple(strangers)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
     """A device of ours that the kernel has. `number` is major:minor, as tables name it."""

@@ -14,8 +14,9 @@ from blkrecov.dm.superblock import BLOCK, Superblock, parse
 from blkrecov.drives import raw
 from blkrecov.drives.probe import unescape
 from blkrecov.drives.store import DriveIoError, IoCounter
+from blkrecov.errors import ObjectExists
 from blkrecov.model import Document, Lun
-from blkrecov.observed import Backing, Exported, Live, Observed
+from blkrecov.observed import Backing, Exported, Live, Observed, canonical, own_and_strangers
 from blkrecov.page83 import sysfs
 from blkrecov.page83.export import Exporter
 from blkrecov.stack import node
@@ -24,21 +25,16 @@ from blkrecov.units import Sectors, in_bytes
 
 
 def devices(control: Control, document: Document, suspensions: Suspensions) -> dict[str, Live]:
-    """This array's devices, by device-mapper UUID: those under its name, and its own that somebody has renamed."""
+    """This array's devices, by names.dm_uuid()."""
     ours = suspensions.names()
-    own = {drive.uuid for drive in document.drives} | {lun.uuid for lun in document.luns}
-    own |= {member.uuid for lun in document.luns for member in lun.members}
     found = {}
-    for entry in control.devices():
-        parsed = names.parse_dm_uuid(entry.uuid)
-        parts = names.split_dm_name(entry.name)
-        if parsed is None or (parsed.owner not in own and (parts is None or parts[0] != document.name)):
-            continue
+    listed = {entry.name: entry.uuid for entry in control.devices()}
+    for name in own_and_strangers(document, listed)[0]:
         try:
-            info, table, status = control.look(entry.name)
+            info, table, status = control.look(name)
             live = Live(
-                name=entry.name,
-                uuid=entry.uuid,
+                name=name,
+                uuid=canonical(listed[name]),
                 number=str(info.number),
                 table=table,
                 status=status,
@@ -46,27 +42,55 @@ def devices(control: Control, document: Document, suspensions: Suspensions) -> d
                 inactive=info.inactive,
                 open_count=info.open_count,
             )
-            if live.suspended and parsed.role == "lun":
+            if live.suspended and live.uuid.endswith("-lun"):
                 # Asked again, for another process may have begun, or ended, since.
                 live = dataclasses.replace(live, held=live.name not in ours | suspensions.names())
         except NoSuchDevice:  # Removed since it was listed.
             continue
-        found[entry.uuid] = live
+        found[live.uuid] = live
     return found
 
 
-def exports(exporter: Exporter, array: str) -> tuple[dict[UUID, Exported], frozenset[str]]:
-    """(this array's SCSI disks, by LUN; nodes of this array that half-made exports hold)."""
+def refuse_taken_name(control: Control, document: Document) -> None:
+    """Raises: ObjectExists while another array has devices under this one's name: one path would be two arrays' devices."""
+    listed = {entry.name: entry.uuid for entry in control.devices()}
+    strangers = own_and_strangers(document, listed)[1]
+    if strangers:
+        told = {names.parse_dm_uuid(listed[name]) for name in strangers}
+        other = next((str(each.array) for each in told if each is not None and each.array is not None), "UUID")
+        raise ObjectExists(
+            f"array {document.name!r} ({document.array}) cannot be brought up: the kernel has devices of another array of that "
+            f"name, such as {strangers[0]}",
+            remedy=f"take that one down first: blkrecov array stop --array {other}",
+        )
+
+
+def exports(
+    exporter: Exporter, document: Document, live: Iterable[Live]
+) -> tuple[dict[UUID, Exported], frozenset[str]]:
+    """(this array's SCSI disks, by LUN; nodes of this array that half-made exports hold): those that stand on its devices.
+
+    What is so little made that it stands on nothing yet is told by its name.
+    """
     known, half_made = exporter.survey()
-    found = {}
-    for export in known:
-        parts = names.split_dm_name(f"{names.PREFIX}-{export.name}")
-        if parts is not None and parts[0] == array:
-            found[UUID(hex=export.serial)] = Exported(
-                disk=export.disk, naa=export.naa, size=sysfs.size(export.disk), ready=export.ready
-            )
-    devices = (f"{names.PREFIX}-{name}" for name in half_made)
-    return found, frozenset(node(name) for name in devices if (names.split_dm_name(name) or ("",))[0] == array)
+    numbers = {device.number for device in live}
+    found = {
+        UUID(hex=export.serial): Exported(
+            disk=export.disk, naa=export.naa, size=sysfs.size(export.disk), ready=export.ready
+        )
+        for export in known
+        if _number(export.device) in numbers
+    }
+    devices = {f"{names.PREFIX}-{left.name}": left.device for left in half_made}
+    return found, frozenset(
+        node(name)
+        for name, device in devices.items()
+        if (_number(device) in numbers if device is not None else names.array_of(name) == document.name)
+    )
+
+
+def _number(device: int) -> str:
+    return f"{os.major(device)}:{os.minor(device)}"
 
 
 def observe(
@@ -79,7 +103,7 @@ def observe(
 ) -> Observed:
     """All of an array's state in the kernel. `backings` gives the block device of each drive that is there."""
     live = devices(control, document, suspensions)
-    exported, remains = exports(exporter, document.name)
+    exported, remains = exports(exporter, document, live.values())
     observed = Observed(
         devices=live,
         backings=_present(backings),

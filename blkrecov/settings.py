@@ -145,24 +145,44 @@ def _stopped_file(settings: Settings, array: UUID) -> Path:
 
 
 def remembered(settings: Settings) -> tuple[Remembered, ...]:
-    """Every array that this machine has seen. A damaged file is passed over: it is a hint."""
-    found = []
-    for file in sorted(settings.state.glob("*.json")):
-        try:
-            content = json.loads(file.read_text())
-            found.append(Remembered(UUID(content["uuid"]), str(content["name"]), tuple(map(str, content["paths"]))))
-        except (ValueError, KeyError, TypeError, AttributeError, OSError):
-            continue
-    return tuple(found)
+    """Every array that this machine has seen, by name. A damaged file is passed over: it is a hint."""
+    found: dict[UUID, Remembered] = {}
+    # What goes by the array's UUID comes last, and counts.
+    for file in sorted(settings.state.glob("*.json"), key=lambda file: _is_uuid(file.stem)):
+        array = _read(file)
+        if array is not None:
+            found[array.uuid] = array
+    return tuple(sorted(found.values(), key=lambda array: (array.name, array.uuid)))
+
+
+def _read(file: Path) -> Remembered | None:
+    try:
+        content = json.loads(file.read_text())
+        return Remembered(UUID(content["uuid"]), str(content["name"]), tuple(map(str, content["paths"])))
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        return None
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False
 
 
 def remember(settings: Settings, array: Remembered) -> None:
     """Write the hint; nothing when it is what is there already. The daemon hears of it. Raises: OSError."""
-    if array in remembered(settings):
+    target = settings.state / f"{array.uuid}.json"
+    if _read(target) == array:
         return
     settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     content = {"uuid": str(array.uuid), "name": array.name, "paths": list(array.paths)}
-    write_whole(settings.state / f"{array.name}.json", (json.dumps(content, indent=2) + "\n").encode())
+    write_whole(target, (json.dumps(content, indent=2) + "\n").encode())
+    # Version 0.1 named the file after the array, which two may share.
+    named = settings.state / f"{array.name}.json"
+    before = _read(named)
+    if named != target and before is not None and before.uuid == array.uuid:
+        named.unlink()
     ring(settings.bell)
 
 

@@ -13,8 +13,9 @@ a hyphen, so a name splits in one way only: of an odd run of hyphens the last on
 "drive" is therefore no name for a LUN. Names of arrays and the rest are limited so that every name fits device-mapper's 127
 bytes; a hyphen counts twice, as it is written.
 
-A name is for people and for finding a device; the UUID says whose it is: BLKRECOV-<32 hex digits>-<role>. "BLKRECOV-" also keeps
-other tools off (10-dm.rules exports it, LVM and multipath ignore what is not theirs).
+A name is for people and for finding a device; the UUID says whose it is: BLKRECOV-<owner>-<role>-<array>, owner and array as 32
+hex digits. Devices made by version 0.1 have no array in theirs. "BLKRECOV-" also keeps other tools off (10-dm.rules exports it,
+LVM and multipath ignore what is not theirs).
 """
 
 import re
@@ -36,7 +37,7 @@ _JOINT: Final = re.compile(r"(?<!-)((?:--)*)-(?!-)")
 _ROLE: Final = re.compile(r"[a-z0-9_]{1,64}")
 _SIDE: Final = re.compile(r"(rmeta|rimage)_(from|to|log_[0-9]+)")
 _COPY: Final = re.compile(r"copy|compare|copy_log_[0-9]+|compare_(from|to)")
-_UUID: Final = re.compile(r"BLKRECOV-([0-9a-f]{32})-([a-z0-9_]+)")
+_UUID: Final = re.compile(r"BLKRECOV-([0-9a-f]{32})-([a-z0-9_]+)(?:-([0-9a-f]{32}))?")
 
 
 @unique
@@ -97,6 +98,12 @@ def split_dm_name(name: str) -> tuple[str, ...] | None:
     return tuple(parts)
 
 
+def array_of(name: str) -> str | None:
+    """The array's name in a device's; None for a name that is not ours."""
+    parts = split_dm_name(name)
+    return parts[0] if parts is not None else None
+
+
 def lun_name(array: str, lun: str) -> str:
     check_name(NameKind.LUN, lun)
     return dm_name(check_name(NameKind.ARRAY, array), lun)
@@ -147,21 +154,30 @@ def drive_name(array: str, drive: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class DmUuid:
-    """Whose device (array, LUN or drive) and which of its layers."""
+    """Whose device (array, LUN or drive), which of its layers, and of which array, where that is told."""
 
     owner: UUID
     role: str
+    array: UUID | None = None
 
 
 def dm_uuid(owner: UUID, role: str) -> str:
+    """What tells a device from all others of its array."""
     assert _ROLE.fullmatch(role), f"{role!r} is not a role"
     return f"BLKRECOV-{owner.hex}-{role}"
+
+
+def dm_uuid_in(array: UUID, uuid: str) -> str:
+    """What the kernel is given for dm_uuid(): with the array."""
+    return f"{uuid}-{array.hex}"
 
 
 def parse_dm_uuid(text: str) -> DmUuid | None:
     """None for a UUID that is not ours."""
     match = _UUID.fullmatch(text)
-    return DmUuid(UUID(hex=match[1]), match[2]) if match else None
+    if match is None:
+        return None
+    return DmUuid(UUID(hex=match[1]), match[2], UUID(hex=match[3]) if match[3] else None)
 
 
 def _escape(part: str) -> str:

@@ -90,6 +90,14 @@ class Export:
     """At the moment when it was looked at."""
 
 
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What is neither an export nor gone. `device` is the number below it; None: it has none."""
+
+    name: str
+    device: int | None
+
+
 class Exporter:
     """Makes, finds and removes exports. It remembers nothing: configfs and sysfs are asked each time.
 
@@ -156,18 +164,19 @@ class Exporter:
 
     def remains(self) -> tuple[str, ...]:
         """Names of what is neither an export nor gone: a process died while it made or removed one. unexport() takes them."""
-        return self.survey()[1]
+        return tuple(left.name for left in self.survey()[1])
 
-    def survey(self) -> tuple[tuple[Export, ...], tuple[str, ...]]:
-        """exports() and remains(), in one look."""
+    def survey(self) -> tuple[tuple[Export, ...], tuple[Remains, ...]]:
+        """exports() and what there is of others, in one look."""
         found, half_made = [], []
         for backstore in _our_backstores():
             export = _export_of(backstore)
             if export is None:
-                half_made.append(_name_of(backstore))
+                half_made.append(Remains(_name_of(backstore), _device_below(backstore)))
             else:
                 found.append(export)
-        return tuple(sorted(found, key=lambda known: known.name)), tuple(sorted(half_made))
+        in_order = sorted(half_made, key=lambda left: left.name)
+        return tuple(sorted(found, key=lambda known: known.name)), tuple(in_order)
 
     def rescan(self, export: Export) -> Sectors:
         """Has the disk take over the size that the device has grown to, and returns it.
@@ -351,9 +360,9 @@ def _export_of(backstore: Path) -> Export | None:
     """The export that stands on a backstore; None where something of it is missing."""
     try:
         serial = _serial_of(backstore)
-        numbers = _NUMBERS.search(_read(backstore / "info"))
+        device = _device_below(backstore)
         target_wwn = target_wwn_of(serial)
-        if numbers is None or not _leads_to(target_wwn, backstore):
+        if device is None or not _leads_to(target_wwn, backstore):
             return None
         hctl = f"{_read(_group(target_wwn) / 'address')}:{_LUN}"
         ready = _is_ready(backstore)
@@ -370,11 +379,19 @@ def _export_of(backstore: Path) -> Export | None:
         naa=naa_of_serial(serial),
         disk=disk,
         hctl=hctl,
-        device=os.makedev(int(numbers[1]), int(numbers[2])),
+        device=device,
         backstore=backstore,
         target_wwn=target_wwn,
         ready=ready,
     )
+
+
+def _device_below(backstore: Path) -> int | None:
+    try:
+        numbers = _NUMBERS.search(_read(backstore / "info"))
+    except FileNotFoundError:
+        return None  # Removed since the listing.
+    return os.makedev(int(numbers[1]), int(numbers[2])) if numbers is not None else None
 
 
 def _check_identity(export: Export) -> None:

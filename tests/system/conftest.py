@@ -64,9 +64,10 @@ def booted_again(
 def second(booted_again: dict[str, Json], figure: Callable[[str], None]) -> Json:
     report = _noted(booted_again, "second")
     came, wrote = report["came"], report["written"]
+    began = report["began"][report["units"]["outer"]]
     figure(
         f"seconds after the start: drives' file system mounted {came['srv-drives.mount']:.1f}, arrays brought up "
-        f"{report['arrays_began']:.1f} to {came['blkrecov-arrays.service']:.1f}, LUN mounted {came['data.mount']:.1f}"
+        f"{began:.1f} to {came['blkrecov-arrays.service']:.1f}, LUN mounted {came['data.mount']:.1f}"
     )
     figure(
         f"upgrade, purge and installation beside {wrote['writes']} writes; the longest took {wrote['longest_s']:.2f} s"

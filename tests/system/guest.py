@@ -11,7 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Self
+from uuid import UUID, uuid4
 
+from blkrecov.drives.label import Label
+from blkrecov.page83.export import Exporter
+from blkrecov.units import MIB, Bytes
 from tests.system.machine import Json
 
 DEADLINE_S: Final = 120
@@ -118,8 +122,8 @@ def first(_wheel: str, package: str) -> Json:
     blkrecov("array", "create", "la-b")
     for number in range(4):
         spare = ["--spare"] if number == 3 else []
-        blkrecov("drive", "add", f"{DRIVES}/d{number}.img", "--name", f"d{number}", "--size", "32M", *spare)
-    disk = make_lun("da-ta", "--layout", "raid1", "--size", "8M", "--drives", "d0,d1")
+        blkrecov("drive", "add", f"{DRIVES}/d{number}.img", "--name", f"d{number}", "--size", "60M", *spare)
+    disk = make_lun("da-ta", "--layout", "raid1", "--size", "28M", "--drives", "d0,d1")
     mount_at_boot(disk, DATA, "defaults")
     mount_at_boot(make_lun("later", "--layout", "linear", "--size", "4M", "--drives", "d2"), NETWORKED, "nofail")
     blkrecov("lun", "create", "bare", "--layout", "linear", "--size", "1M", "--drives", "d2", "--no-export")
@@ -139,6 +143,7 @@ def first(_wheel: str, package: str) -> Json:
     }
     drive = asked("drive", "show", "d0")
     report["path"] = drive["path"]
+    report["foreign"] = foreign()
     loop = Path(run("losetup", "--noheadings", "--output=NAME", "--associated", drive["path"]).strip())
     report["drive"] = {"uuid": drive["uuid"], "properties": properties(loop), "watched": watched(loop)}
     report["disk_watched"] = watched(disk)
@@ -169,7 +174,48 @@ def first(_wheel: str, package: str) -> Json:
     run("umount", NETWORKED)
     blkrecov("resync", "tuesday:later")
     report["complaints"] = complaints()
+
+    # What must keep no other from coming up, or from going in good order: an array on another's LUN, one whose drives are away.
+    blkrecov("array", "create", "inner")
+    blkrecov("--array", "inner", "drive", "add", f"{DATA}/inner.img", "--size", "16M")
+    blkrecov("--array", "inner", "lun", "create", "deep", "--layout", "linear", "--size", "1M")
+    blkrecov("array", "create", "lost")
+    blkrecov("--array", "lost", "drive", "add", f"{DRIVES}/lost.img", "--size", "16M")
+    blkrecov("--array", "lost", "array", "stop")
+    (DRIVES / "lost.img").unlink()
+    run("systemctl", "daemon-reload")
+    run("systemctl", "start", "blkrecov-arrays.service")
+    report["units"] = {name: unit(unit_of(name), "ActiveState") for name in ("la-b", "inner", "lost")}
     return report
+
+
+def unit_of(array: str) -> str:
+    known = json.loads(blkrecov("array", "list", "--json"))
+    return next(f"blkrecov-array@{each['uuid']}.service" for each in known if each["name"] == array)
+
+
+def foreign() -> dict[str, str]:
+    """What udev says of a drive that is a disk of LIO's, and no LUN."""
+    label = Label.new(
+        size=Bytes(16 * MIB),
+        drive_uuid=UUID("00112233-4455-6677-8899-aabbccddeeff"),
+        array_uuid=uuid4(),
+        drive_name="d0",
+        array_name="else",
+        created_s=0,
+    )
+    image = Path("/srv/foreign.img")
+    run("truncate", "--size=16M", image)
+    loop = run("losetup", "--find", "--show", image).strip()
+    exporter = Exporter()
+    disk = Path(exporter.export("foreign", loop, uuid4().hex).disk)
+    # udev looks when it is closed.
+    disk.write_bytes(label.encode())
+    run("udevadm", "settle")
+    found = properties(disk)
+    exporter.unexport("foreign")
+    run("losetup", "--detach", loop)
+    return found
 
 
 def scraped(family: int, address: str | tuple[str, int]) -> str:
@@ -215,6 +261,7 @@ def second(wheel: str, package: str) -> Json:
     # It needs what is in here.
     from tests.system import environment
 
+    outer, inner = unit_of("la-b"), unit_of("inner")
     report: Json = {
         "mounted": [is_mounted(point) for point in (DRIVES, DATA, NETWORKED)],
         "file": (DATA / "file").read_text() if (DATA / "file").exists() else None,
@@ -224,11 +271,18 @@ def second(wheel: str, package: str) -> Json:
         "complaints": complaints(),
         "came": {
             name: int(unit(name, "ActiveEnterTimestampMonotonic")) / 1e6
-            for name in ("srv-drives.mount", "blkrecov-arrays.service", "data.mount", "blkrecovd.service")
+            for name in ("srv-drives.mount", outer, "data.mount", inner, "blkrecov-arrays.service", "blkrecovd.service")
         },
-        "arrays_began": int(unit("blkrecov-arrays.service", "InactiveExitTimestampMonotonic")) / 1e6,
-        "generated": Path("/run/systemd/generator/blkrecov-arrays.service.d/drives.conf").read_text(),
+        "units": {"outer": outer, "inner": inner},
+        "began": {name: int(unit(name, "InactiveExitTimestampMonotonic")) / 1e6 for name in (outer, inner)},
+        "generated": Path(f"/run/systemd/generator/{outer}.d/drives.conf").read_text(),
+        "nested": {
+            lun["name"]: lun["status"] for lun in json.loads(blkrecov("--array", "inner", "lun", "list", "--json"))
+        },
+        "told": run("journalctl", "--boot", "--unit=blkrecov-array@*", "--output=cat"),
     }
+    blkrecov("--array", "inner", "array", "stop")
+    (DATA / "inner.img").unlink()
     before = {name: unit(name, "ActiveEnterTimestampMonotonic") for name in UNITS}
     drives = sorted(path.name for path in DRIVES.glob("*.img"))
     up = devices()
@@ -239,8 +293,9 @@ def second(wheel: str, package: str) -> Json:
             "restarted": [unit(name, "ActiveEnterTimestampMonotonic") != before[name] for name in UNITS],
         }
         refused = environment.make(wheel)
-        run("dpkg", "--purge", "blkrecov")
+        said = run("sh", "-c", "dpkg --purge blkrecov 2>&1")
         report["purged"] = {
+            "said": [line for line in said.splitlines() if "stays up" in line],
             "state": [path.name for path in STATE.iterdir()] if STATE.exists() else [],
             "drives": sorted(path.name for path in DRIVES.glob("*.img")) == drives,
             "devices": devices() == up,
@@ -265,8 +320,13 @@ def second(wheel: str, package: str) -> Json:
         log.terminate()
     report["still_up"] = devices() == up and stopping.poll() is None
     run("umount", DATA)
-    report["stopped"] = {"status": stopping.wait(DEADLINE_S), "devices": devices(), "loops": run("losetup", "--list")}
-    run("systemctl", "start", "blkrecovd.service", "data.mount")
+    report["stopped"] = {
+        "status": stopping.wait(DEADLINE_S),
+        "devices": devices(),
+        "loops": run("losetup", "--list"),
+        "service": states()[1],
+    }
+    run("systemctl", "start", "blkrecov-arrays.service", "data.mount")
     report["again"] = {"states": states(), "file": (DATA / "file").read_text()}
     return report
 

@@ -71,6 +71,14 @@ def test_udev_knows_a_drive_by_its_label(first: Json) -> None:
     assert f"/dev/disk/by-id/blkrecov-drive-{drive['uuid']}" in drive["properties"]["DEVLINKS"].split()
 
 
+def test_a_disk_of_another_machines_lio_may_be_a_drive(first: Json) -> None:
+    """Its identity begins as those of LUNs do."""
+    found = first["foreign"]
+    assert found["ID_WWN_WITH_EXTENSION"].startswith("0x6001405")
+    assert (found["ID_FS_TYPE"], found.get("BLKRECOV_LUN")) == ("blkrecov_drive", None)
+    assert "/dev/disk/by-id/blkrecov-drive-00112233-4455-6677-8899-aabbccddeeff" in found["DEVLINKS"].split()
+
+
 def test_udev_does_not_look_at_a_drive_whenever_metadata_is_written(first: Json) -> None:
     """It would start five processes for each of them. A LUN's disk is looked at, for somebody else writes there."""
     assert (first["drive"]["watched"], first["disk_watched"]) == (False, True)
@@ -112,7 +120,22 @@ def test_luns_of_fstab_are_mounted_at_boot(second: Json) -> None:
 def test_arrays_wait_for_the_file_systems_that_drives_lie_on(second: Json) -> None:
     """Started before, the array would have found none of its drives, and called them lost."""
     assert "srv-drives.mount" in second["generated"]
-    assert second["came"]["srv-drives.mount"] < second["arrays_began"] < second["came"]["data.mount"]
+    assert second["came"]["srv-drives.mount"] < second["began"][second["units"]["outer"]] < second["came"]["data.mount"]
+
+
+def test_drives_may_lie_on_another_arrays_lun(second: Json) -> None:
+    """Each array has a unit of its own: one unit for all would wait for the mount that it has to make possible."""
+    came, inner = second["came"], second["units"]["inner"]
+    assert second["began"][second["units"]["outer"]] < came["data.mount"] < second["began"][inner]
+    assert came[inner] < came["blkrecov-arrays.service"] < came["blkrecovd.service"]
+    assert second["nested"] == {"deep": "online"}
+
+
+def test_an_array_that_does_not_come_keeps_no_other(first: Json, second: Json) -> None:
+    """It is told, and its unit has not failed: systemd would stop nothing at the machine's end that has failed to start."""
+    assert first["units"] == {"la-b": "active", "inner": "active", "lost": "active"}
+    assert "array lost: no drive of array 'lost' was found" in second["told"]
+    assert second["failed"] == []
 
 
 def test_a_shutdown_takes_arrays_out_in_good_order(second: Json) -> None:
@@ -128,7 +151,11 @@ def test_an_upgrade_and_a_purge_interrupt_no_write(second: Json) -> None:
 
 
 def test_a_purge_leaves_the_array(second: Json) -> None:
-    """What this machine remembers goes, drives and devices stay, and the next installation finds them by their labels."""
+    """What this machine remembers goes, drives and devices stay, and the next installation finds them by their labels.
+
+    LUNs that are in use stay up, and it is said what becomes of them.
+    """
+    assert len(second["purged"].pop("said")) == 1
     assert second["purged"] == {"state": [], "drives": True, "devices": True, "program": False}
     assert second["reinstalled"]["known"] == ["la-b"]
     assert second["reinstalled"]["LUNs"]["da-ta"] == "online"
@@ -138,7 +165,7 @@ def test_arrays_are_stopped_when_nobody_uses_them_any_more(second: Json) -> None
     """At a shutdown unmounting goes on beside it, in no order that could be given: the stop waits for each LUN's users."""
     assert "/data" in second["waited"]
     assert second["still_up"]
-    assert second["stopped"] == {"status": 0, "devices": [], "loops": ""}
+    assert second["stopped"] == {"status": 0, "devices": [], "loops": "", "service": "active"}
     assert second["again"] == {"states": ["active", "active"], "file": "written before the restart\n"}
 
 

@@ -1,5 +1,6 @@
 """What the arrays' unit waits for, as text; and what udev is told of names and labels by a shell script that has its own eyes."""
 
+import os
 import subprocess
 from pathlib import Path, PurePosixPath
 from uuid import UUID
@@ -36,24 +37,39 @@ def test_a_mount_unit_is_named_as_systemd_escape_does(path: str, unit: str) -> N
 def test_arrays_wait_for_every_directory_above_a_drive() -> None:
     """Which of them is a mount point is not known before the machine is up; waiting for a unit that is not there is free."""
     assert boot.ordering(["/srv/drives", "/srv/drives/d0.img"]) == (
-        "[Unit]\nAfter=srv-drives-d0.img.mount srv-drives.mount srv.mount\n"
+        "After=srv-drives-d0.img.mount srv-drives.mount srv.mount\n"
     )
 
 
 def test_arrays_on_block_devices_wait_for_all_devices() -> None:
     """The device's name may be another's by now, so there is no single one to wait for."""
-    assert boot.ordering(["/dev/sdb"]) == (
-        "[Unit]\nWants=systemd-udev-settle.service\nAfter=systemd-udev-settle.service\n"
-    )
+    assert boot.ordering(["/dev/sdb"]) == ("Wants=systemd-udev-settle.service\nAfter=systemd-udev-settle.service\n")
 
 
-def test_the_generator_knows_directories_and_drives(tmp_path: Path) -> None:
-    """Those of the settings, and those where drives were found last."""
+def test_a_path_may_be_any_bytes() -> None:
+    """The generator would write nothing at all for the sake of one."""
+    assert boot.mount_unit(PurePosixPath(os.fsdecode(b"/srv/\xff"))) == "srv-\\xff.mount"
+
+
+def test_the_generator_gives_each_array_a_unit(tmp_path: Path) -> None:
+    """It waits for its own drives only, which may lie on another array's LUN. The unit of all waits for all of them."""
     settings = Settings(state=tmp_path / "state", directories=("/srv/drives",))
-    remember(settings, Remembered(UUID(int=1), "lab", ("/mnt/d1.img",)))
+    lab, inner = UUID(int=1), UUID(int=2)
+    remember(settings, Remembered(lab, "lab", ("/mnt/d1.img",)))
+    remember(settings, Remembered(inner, "inner", ("/data/d1.img", "/dev/sdb")))
+    remember(settings, Remembered(UUID(int=3), "without-drives"))
     boot.generate(settings, tmp_path)
-    drop_in = tmp_path / "blkrecov-arrays.service.d/drives.conf"
-    assert drop_in.read_text() == "[Unit]\nAfter=mnt-d1.img.mount mnt.mount srv-drives.mount srv.mount\n"
+    assert {file.parent.name: file.read_text() for file in tmp_path.glob("*.d/drives.conf")} == {
+        f"blkrecov-array@{lab}.service.d": "[Unit]\nDescription=Array lab of blkrecov\nAfter=mnt-d1.img.mount mnt.mount\n",
+        f"blkrecov-array@{inner}.service.d": (
+            "[Unit]\nDescription=Array inner of blkrecov\nAfter=data-d1.img.mount data.mount\n"
+            "Wants=systemd-udev-settle.service\nAfter=systemd-udev-settle.service\n"
+        ),
+        "blkrecov-arrays.service.d": (
+            f"[Unit]\nWants=blkrecov-array@{inner}.service blkrecov-array@{lab}.service\n"
+            f"After=blkrecov-array@{inner}.service blkrecov-array@{lab}.service\nAfter=srv-drives.mount srv.mount\n"
+        ),
+    }
 
 
 @pytest.mark.parametrize(("array", "lun"), [("lab", "data"), ("a-b", "c-d"), ("a-", "b"), ("a--", "b--c")])
@@ -61,7 +77,7 @@ def test_the_helper_splits_a_name_as_we_do(array: str, lun: str) -> None:
     """A link below /dev/blkrecov is named after array and LUN, which may have hyphens anywhere but in front."""
     name = names.lun_name(array, lun)
     assert names.split_dm_name(name) == (array, lun)
-    said = told("node", name, names.dm_uuid(UUID(int=1), "lun"))
+    said = told("node", name, names.dm_uuid_in(UUID(int=2), names.dm_uuid(UUID(int=1), "lun")))
     assert said == [f"BLKRECOV_ARRAY={array}", f"BLKRECOV_LUN={lun}"]
 
 

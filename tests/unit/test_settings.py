@@ -1,5 +1,6 @@
 """Where things are on this machine."""
 
+import json
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -136,9 +137,10 @@ def test_the_state_directory_is_for_root_alone(settings: Settings) -> None:
 def test_remembering_the_same_again_writes_nothing(settings: Settings) -> None:
     """It happens at every command."""
     remember(settings, LAB)
-    before = (settings.state / "lab.json").stat().st_ino
+    file = settings.state / f"{LAB.uuid}.json"
+    before = file.stat().st_ino
     remember(settings, LAB)
-    assert (settings.state / "lab.json").stat().st_ino == before
+    assert file.stat().st_ino == before
 
 
 def test_newer_paths_replace_older_ones(settings: Settings) -> None:
@@ -147,7 +149,28 @@ def test_newer_paths_replace_older_ones(settings: Settings) -> None:
     moved = Remembered(LAB.uuid, "lab", ("/srv/new/d0",))
     remember(settings, moved)
     assert remembered(settings) == (moved,)
-    assert [path.name for path in settings.state.iterdir()] == ["lab.json"]
+    assert [path.name for path in settings.state.iterdir()] == [f"{LAB.uuid}.json"]
+
+
+def test_arrays_of_one_name_are_both_remembered(settings: Settings) -> None:
+    """A drive that was put in may be of another machine's array, whose name is its own business."""
+    other = Remembered(UUID(int=5), "lab", ("/media/u0",))
+    remember(settings, LAB)
+    remember(settings, other)
+    assert remembered(settings) == (other, LAB)
+
+
+def test_what_version_0_1_remembered_is_known_and_renamed(settings: Settings) -> None:
+    """Its files are named after arrays. A file of that name that is another array's stays."""
+    settings.state.mkdir()
+    old = settings.state / "lab.json"
+    old.write_text(json.dumps({"uuid": str(LAB.uuid), "name": "lab", "paths": ["/srv/d0"]}))
+    assert remembered(settings) == (Remembered(LAB.uuid, "lab", ("/srv/d0",)),)
+    remember(settings, Remembered(UUID(int=5), "lab"))
+    assert old.exists()
+    remember(settings, LAB)
+    assert not old.exists()
+    assert remembered(settings) == (Remembered(UUID(int=5), "lab"), LAB)
 
 
 @pytest.mark.parametrize(

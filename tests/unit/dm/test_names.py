@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from blkrecov.dm.abi import MAX_NAME
+from blkrecov.dm.abi import MAX_NAME, MAX_UUID
 from blkrecov.dm.names import (
     DmUuid,
     NameKind,
@@ -15,6 +15,7 @@ from blkrecov.dm.names import (
     data_name,
     dm_name,
     dm_uuid,
+    dm_uuid_in,
     drive_name,
     is_side,
     lun_name,
@@ -124,6 +125,14 @@ def test_a_uuid_says_whose_and_which_layer() -> None:
     text = "BLKRECOV-0123456789abcdef0123456789abcdef-rmeta_1"
     assert dm_uuid(SOME_UUID, "rmeta_1") == text
     assert parse_dm_uuid(text) == DmUuid(SOME_UUID, "rmeta_1")
+
+
+def test_the_kernel_is_told_the_array_too() -> None:
+    """Two arrays may have one name, and what is gone from an array's configuration must still be known as its own."""
+    text = "BLKRECOV-0123456789abcdef0123456789abcdef-rmeta_1-000000000000000000000000000000aa"
+    assert dm_uuid_in(UUID(int=0xAA), dm_uuid(SOME_UUID, "rmeta_1")) == text
+    assert parse_dm_uuid(text) == DmUuid(SOME_UUID, "rmeta_1", UUID(int=0xAA))
+    assert len(dm_uuid_in(UUID(int=0xAA), dm_uuid(SOME_UUID, "r" * 46))) < MAX_UUID
 
 
 @pytest.mark.parametrize(
