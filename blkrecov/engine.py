@@ -90,8 +90,8 @@ def create_array(settings: Settings, name: str) -> Remembered:
     check_name(NameKind.ARRAY, name)
     _refuse_others()
     known = frozenset(remembered(settings))
-    found = catalog.discover(settings, IoCounter(), passing=known)
-    taken = {array.name for array in known} | {array.name for array in found}
+    taken = {array.name for array in known}
+    taken |= {array.name for array in catalog.discover(settings, IoCounter(), passing=known)}
     with naming(settings):
         if name in taken or any(array.name == name for array in remembered(settings)):
             raise ObjectExists(f"there is an array {name!r} already")

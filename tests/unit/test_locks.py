@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from uuid import UUID
 
@@ -35,11 +36,11 @@ def test_arrays_do_not_wait_for_each_other(settings: Settings) -> None:
 
 def test_who_has_an_array_is_named(settings: Settings) -> None:
     """In the same process too, where another thread may have it."""
-    first = taken(settings, LAB)
+    first = taken(settings, LAB, "lab")
     with pytest.raises(DeviceInUse, match=f"process {os.getpid()} is working on array lab, for 0 s by now"):
         taken(settings, LAB, "lab")
     first.release()
-    taken(settings, LAB).release()
+    taken(settings, LAB, "lab").release()
 
 
 def test_a_lock_goes_with_its_process(settings: Settings) -> None:
@@ -79,6 +80,8 @@ def test_a_name_is_given_beside_drives_that_are_made(settings: Settings, tmp_pat
 def test_nobody_is_held_who_can_be_interrupted() -> None:
     """Nor one that is not there."""
     with subprocess.Popen(["sleep", "60"]) as process:
-        assert held_at(str(process.pid)) is None
+        deadline = time.monotonic() + 10
+        while held_at(str(process.pid)) is not None:  # Its program is being read.
+            assert time.monotonic() < deadline
         process.kill()
     assert (held_at("unknown"), held_at("")) == (None, None)
