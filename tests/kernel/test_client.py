@@ -271,6 +271,13 @@ def test_members_of_the_group_look_and_do_not_touch(lab: Lab, client: Client) ->
         assert answers["reader", "status"].out.startswith("array lab is healthy")
         assert "naa.6001405" in answers["reader", "lun show vol"].out
         assert "drive d2" in answers["reader", "events -n 1"].out
+        following = program(lab, "events", "-f", "-n", "0", user="reader")
+        time.sleep(3)
+        assert blkrecov(lab, "drive", "fail", "d2").status == 0
+        assert following.stdout is not None
+        assert "drive_failed: drive d2" in following.stdout.readline()
+        following.send_signal(signal.SIGINT)
+        following.communicate(timeout=DEADLINE_S)
         for answer in list(answers.values())[3:]:
             assert "E_ACCESSDENIED" in answer.err
             assert "the group blkrecov" in answer.err
