@@ -93,11 +93,11 @@ def test_drives_that_nobody_knows_never_win(versions: int, count: int, ahead: in
     assert found.others or found.unproven
 
 
-@given(st.integers(0, 200), st.integers(0, 200), st.integers(2, 5), st.data())
+@given(st.integers(1, 200), st.integers(0, 200), st.integers(2, 5), st.data())
 def test_one_line_is_never_refused_where_it_was_written(
     before: int, after: int, count: int, data: st.DataObject
 ) -> None:
-    """Whoever was away for how long."""
+    """Whoever was away for how long. What was never written has no name, and is on no drive."""
     versions = [later(drives(count), before)]
     for _ in range(after):
         versions.append(later(versions[-1], 1))
