@@ -1,4 +1,4 @@
-"""The arrays' place in the machine's start and end, as its service manager runs them (packaging/blkrecov-arrays.service).
+"""The arrays' place in the machine's start and end, as its service manager runs them (blkrecov/data/blkrecov-arrays.service).
 
     start [UUID]    brings up every array that this machine has had to do with, or one
     stop [UUID]     takes every array that is up out of the kernel in good order, each as soon as nobody uses its LUNs any more

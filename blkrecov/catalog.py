@@ -1,8 +1,8 @@
 """The array's document on its drives: found, read, compared, written.
 
 Every drive has a label; at most CARRIERS of them carry the document, so that a change costs the same number of writes however
-many drives there are. The newest valid copy wins, if the others are earlier versions of it. Two histories of one array are not
-chosen between: one of them holds writes that somebody was told are safe.
+many drives there are. The newest valid copy wins, if the others are earlier versions of it (blkrecov.lineage). Two histories of
+one array are not chosen between: one of them holds writes that somebody was told are safe.
 
 All of a drive's metadata goes through one door: its block device (the loop device, once there is one), with direct I/O. The
 page cache of the file below a loop device does not hear of what goes through the device.
@@ -26,6 +26,7 @@ from blkrecov.dm.stalled import Stalled
 from blkrecov.drives import label as format_
 from blkrecov.drives.scan import Found, scan
 from blkrecov.drives.store import DriveStore, IoCounter
+from blkrecov.drives.trust import Untrusted
 from blkrecov.errors import (
     BlkrecovError,
     ConfigurationLimit,
@@ -34,6 +35,7 @@ from blkrecov.errors import (
     MetadataNotWritten,
     PathNotFound,
 )
+from blkrecov.lineage import judge
 from blkrecov.model import Document, DriveStatus
 from blkrecov.settings import Remembered, Settings, published, remembered, sequence_file
 
@@ -61,12 +63,14 @@ class Discovered:
     """Those of them that more than one thing says it is: nothing is wrong with any."""
     stalled: frozenset[UUID] = frozenset()
     """Those of them that would not have answered, and were not asked."""
+    strangers: frozenset[UUID] = frozenset()
+    """Those of them that something says it is which is not believed (drives.trust)."""
 
     def status_of(self, drive: UUID) -> DriveStatus:
         """What to call a drive that cannot be used."""
         if drive not in self.reasons:
             return DriveStatus.REMOVED
-        return DriveStatus.OFFLINE if drive in self.doubles | self.stalled else DriveStatus.FAILED
+        return DriveStatus.OFFLINE if drive in self.doubles | self.stalled | self.strangers else DriveStatus.FAILED
 
 
 def discover(
@@ -164,8 +168,12 @@ def _discover(
     for found in result.found:
         by_array[found.label.array_uuid].append(found)
     refused = dict(result.refused)
+    strangers = {label.drive_uuid: error for label, error in result.strangers}
     unwritten = {array.uuid for array in known if not array.paths}
-    arrays = [_array(uuid, found, refused, counter, new=uuid in unwritten) for uuid, found in by_array.items()]
+    arrays = [
+        _array(uuid, found, refused, strangers, counter, published(settings, uuid), new=uuid in unwritten)
+        for uuid, found in by_array.items()
+    ]
     arrays += [
         Discovered(
             uuid=array.uuid,
@@ -182,19 +190,31 @@ def _discover(
 
 
 def _lost(array: Remembered, refused: Mapping[str, BlkrecovError]) -> tuple[BlkrecovError, ...]:
-    said = "; ".join(refused[path].message for path in array.paths if path in refused)
+    errors = [refused[path] for path in array.paths if path in refused]
+    said = "; ".join(error.message for error in errors)
+    remedies = [error.remedy for error in errors if isinstance(error, Untrusted)]
     return (
         MetadataCorrupt(
             f"no drive of array {array.name!r} was found" + (f": {said}" if said else ""),
-            remedy="put its drives where they were, or name their directory in /etc/blkrecov/blkrecov.toml",
+            remedy="; ".join(remedies)
+            or "put its drives where they were, or name their directory in /etc/blkrecov/blkrecov.toml",
         ),
     )
 
 
 def _array(
-    uuid: UUID, found: list[Found], refused: Mapping[str, BlkrecovError], counter: IoCounter, *, new: bool
+    uuid: UUID,
+    found: list[Found],
+    refused: Mapping[str, BlkrecovError],
+    strangers: Mapping[UUID, Untrusted],
+    counter: IoCounter,
+    known: int | None,
+    *,
+    new: bool,
 ) -> Discovered:
-    """`new`: as far as this machine knows, the array has no drive yet; its first one may have been left half-made."""
+    """As far as this machine knows, `known` is the newest version; or the array is `new`, and has no drive yet: its first one may
+    have been left half-made.
+    """
     drives: dict[UUID, Found] = {}
     reasons: dict[UUID, str] = {}
     candidates: defaultdict[UUID, list[Found]] = defaultdict(list)
@@ -222,7 +242,8 @@ def _array(
             continue
         if document is not None:
             documents[drive] = document
-    newest = max(documents.values(), key=lambda document: document.sequence, default=None)
+    lineage = judge(documents, known) if documents else None
+    newest = lineage.newest if lineage else None
     if newest is None and new and not trouble:
         newest = Document(array=uuid, name=found[0].label.array_name)
     if newest is None:
@@ -236,14 +257,17 @@ def _array(
             reasons=reasons,
         )
     stalled = set()
-    conflict = [drive for drive, document in documents.items() if not newest.descends_from(document)]
-    trouble = [_split(newest, conflict, drives)] if conflict else []
+    trouble = []
+    if lineage is not None and lineage.others:
+        trouble.append(_split(newest, lineage.others, drives))
+    if lineage is not None and lineage.unproven:
+        trouble.append(_unproven(newest, lineage.unproven, documents, drives))
     for record in newest.drives:
         named = [item for item in candidates[record.uuid] if item.path != item.device]
         # A drive that does not serve was moved to another file system: copied there, and deleted here while it was attached.
         if not record.online and record.uuid in drives and drives[record.uuid] not in named and len(named) == 1:
             drives[record.uuid] = named[0]
-        said = refused.get(record.path)
+        said = strangers.get(record.uuid) or refused.get(record.path)
         # That it is not where it was says nothing about it.
         if record.uuid not in drives and said is not None and not isinstance(said, PathNotFound):
             reasons.setdefault(record.uuid, said.message)
@@ -259,6 +283,7 @@ def _array(
         carried={drive: document.sequence for drive, document in documents.items()},
         doubles=doubles,
         stalled=frozenset(stalled),
+        strangers=frozenset(strangers),
     )
 
 
@@ -272,12 +297,24 @@ def _without_partitions(items: list[Found]) -> list[Found]:
     return [item for item in items if Path("/sys/class/block", Path(item.path).name).resolve().parent.name not in disks]
 
 
-def _split(newest: Document, conflict: list[UUID], drives: Mapping[UUID, Found]) -> BlkrecovError:
-    paths = ", ".join(drives[drive].path for drive in conflict)
+def _split(newest: Document, conflict: Iterable[UUID], drives: Mapping[UUID, Found]) -> BlkrecovError:
+    paths = ", ".join(sorted(drives[drive].path for drive in conflict))
     return InvalidDisk(
         f"array {newest.name!r} has two histories: what {paths} carry is no earlier version of what the other drives carry",
         remedy="the array ran on one part of its drives, and then on the other; take away the drives whose contents "
         "you do not want",
+    )
+
+
+def _unproven(
+    newest: Document, older: Iterable[UUID], documents: Mapping[UUID, Document], drives: Mapping[UUID, Found]
+) -> BlkrecovError:
+    carry = ", ".join(sorted(drives[drive].path for drive in documents if documents[drive] == newest))
+    paths = ", ".join(sorted(drives[drive].path for drive in older))
+    return InvalidDisk(
+        f"array {newest.name!r}: {carry} says that its configuration is version {newest.sequence}, and nothing proves that what "
+        f"{paths} carries, version {max(documents[drive].sequence for drive in older)} at most, is an earlier one",
+        remedy="take away the drives that you do not believe; earlier versions may come back once the array was open without",
     )
 
 

@@ -31,7 +31,7 @@ from blkrecov.dm import names
 from blkrecov.dm.control import Control, NoSuchDevice
 from blkrecov.dm.names import NameKind, check_name
 from blkrecov.dm.stalled import Stalled, below_is_suspended, refuse_stalled
-from blkrecov.drives import health, loop, probe, scan, store
+from blkrecov.drives import beneath, health, loop, probe, scan, store, trust
 from blkrecov.drives import label as label_format
 from blkrecov.drives.label import Label
 from blkrecov.drives.scan import Found
@@ -50,6 +50,7 @@ from blkrecov.errors import (
     ObjectFailed,
     ObjectNotFound,
     PathNotFound,
+    ProviderFailure,
     TimedOut,
     resources,
 )
@@ -95,7 +96,13 @@ def create_array(settings: Settings, name: str) -> Remembered:
         if name in taken or any(array.name == name for array in remembered(settings)):
             raise ObjectExists(f"there is an array {name!r} already")
         array = Remembered(uuid4(), name)
-        remember(settings, array)
+        try:
+            remember(settings, array)
+        except OSError as error:
+            raise ProviderFailure(
+                f"{settings.state} cannot be written: {error.strerror}",
+                remedy="an array without drives is known by that directory alone: see to its file system",
+            ) from error
         return array
 
 
@@ -294,14 +301,20 @@ class Engine:
                 if drive.status is not DriveStatus.FAILED:
                     self._set_status(drive, DriveStatus.FAILED, f"what is at {found.path} is an older copy of it")
                 continue
+            if self._is_older_copy(drive, found):
+                self._set_status(drive, DriveStatus.FAILED, f"what is at {found.path} is an older copy of it")
+                self.document = self.document.with_drive(
+                    msgspec.structs.replace(self.document.drive_of(drive.uuid), carried=self.document.sequence)
+                )
+                continue
             if drive.status in (DriveStatus.REMOVED, DriveStatus.OFFLINE):
                 drive = self._set_status(drive, DriveStatus.ONLINE, "")
             if not drive.online:
                 continue
             try:
                 # It was found as a file, perhaps, and attached by ourselves since.
-                attached = loop.find(found.path) if found.device is None else None
-                device = _kept(attached.path if attached else found.device) or loop.attach(found.path).path
+                attached = loop.backed_by(found.inode) if found.inode is not None else None
+                device = _kept(attached.path if attached else found.device) or _attached(found).path
             except BlkrecovError as error:
                 self._set_status(drive, DriveStatus.OFFLINE, error.message)
                 continue
@@ -321,6 +334,14 @@ class Engine:
         except NoSuchDevice:
             return None
         return f"/dev/{Path(f'/sys/dev/block/{below[0]}').resolve().name}" if below else None
+
+    def _is_older_copy(self, drive: Drive, found: Found) -> bool:
+        """Whether what is in another place than the drive was cannot be what had the newest configuration, or the one before it,
+        which is what a drive has that was cut off while the newest was written.
+        """
+        carried = self._carried.get(drive.uuid, 0)
+        moved = _place(drive, found) != drive.path
+        return drive.online and moved and drive.uuid in self.document.carriers and carried < self.document.sequence - 1
 
     def _mend(self, drive: Drive, device: str, damage: str) -> None:
         """Make a label and its copy equal again. A drive whose label cannot be written is of use for what it holds still."""
@@ -610,7 +631,10 @@ class Engine:
 
     def _remember(self) -> None:
         paths = tuple(drive.path for drive in self.document.drives)
-        remember(self._settings, Remembered(self.document.array, self.document.name, paths))
+        try:
+            remember(self._settings, Remembered(self.document.array, self.document.name, paths))
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self._settings.state, error.strerror)
 
     # The one way of a change.
 
@@ -707,8 +731,8 @@ class Engine:
     ) -> tuple[Drive | None, tuple[str, ...]]:
         """Make a drive of a new file (with a size), an existing file, or a block device: (drive, what would be done).
 
-        Raises: what probe.refuse_if_unfit() does, ObjectExists, InvalidArgument for sizes, NotEnoughSpace; DeviceInUse while
-                another array is about to have it.
+        Raises: what probe.refuse_if_unfit() does, Untrusted, ObjectExists, InvalidArgument for sizes, NotEnoughSpace; DeviceInUse
+                while another array is about to have it.
         """
         self.refuse_mistaken()
         with being_made(self._settings, path):
@@ -725,8 +749,10 @@ class Engine:
         is_new = not os.path.lexists(path)
         if is_new and size is None:
             raise PathNotFound(f"{path} does not exist", remedy="give --size to have it created")
+        expected = None
         if not is_new:
-            size = self._fit(path, size, force=force)
+            size, expected = self._fit(path, size, force=force)
+        self._refuse_own(path)
         assert size is not None
         label = Label.new(
             size=size,
@@ -752,19 +778,19 @@ class Engine:
             return None, (*lines, *(line for step in self.plan(proposal) for line in step.lines()))
         with ExitStack() as undo:
             if is_new:
-                created = store.create_file(path, size)
-                undo.callback(store.remove_file, path, created)
+                expected = store.create_file(path, size)
+                undo.callback(store.remove_file, path, expected)
             if self.document.drives:
                 # Known before it has a label: should we die, the next to open the array knows whose that is.
                 before = self.document
                 half_made = msgspec.structs.replace(drive, status=DriveStatus.NOT_READY)
                 self.store(self.document.with_drive(half_made))
                 undo.callback(self._go_back, before)
-            store.format_drive(path, label, self.counter)
+            store.format_drive(path, label, self.counter, expected=expected)
             undo.callback(self._wipe, path, label)
             device = path
             if not _is_block(path):
-                attached = loop.attach(path)
+                attached = loop.attach(path, expected=expected)
                 undo.callback(loop.detach, attached)
                 device = attached.path
             self._backings[drive.uuid], self.labels[drive.uuid] = device, label
@@ -774,8 +800,8 @@ class Engine:
         self._remember()
         return drive, ()
 
-    def _fit(self, path: str, size: Bytes | None, *, force: bool) -> Bytes:
-        """The size of something that exists and may become a drive."""
+    def _fit(self, path: str, size: Bytes | None, *, force: bool) -> tuple[Bytes, loop.Inode | None]:
+        """The size of something that exists and may become a drive, and which file it is. Raises: Untrusted too."""
         contents = probe.inspect(path)
         real = Path(path).resolve()
         if real.name.startswith("dm-") or any(
@@ -783,6 +809,7 @@ class Engine:
         ):
             raise InvalidArgument(f"{path} stands on drives itself", remedy="give a file, a disk or a partition")
         probe.refuse_if_unfit(contents, force=force)
+        trust.refuse(path)
         if size is not None and size != contents.size:
             raise ObjectExists(
                 f"{path} exists already, with {contents.size} bytes", remedy="leave --size out, or give another path"
@@ -791,7 +818,22 @@ class Engine:
             raise InvalidArgument(
                 f"{path} has {contents.size} bytes, no multiple of 4096", remedy=f"truncate --size=%4096 {path}"
             )
-        return contents.size
+        return contents.size, contents.inode
+
+    def _refuse_own(self, path: str) -> None:
+        """What stands on a LUN of the array, be it by way of another array's, can be no drive of it: neither could be taken down,
+        for each would wait for the other. Raises: InvalidArgument.
+        """
+        luns = {lun.uuid: lun.name for lun in self.document.luns}
+        exported = {export.disk: export.device for export in self._exporter.exports()}
+        for device in beneath.devices(path, exported):
+            with suppress(OSError):
+                owner = names.parse_dm_uuid((device / "dm/uuid").read_text().strip())
+                if owner is not None and owner.owner in luns:
+                    raise InvalidArgument(
+                        f"{path} stands on LUN {luns[owner.owner]!r} of array {self.document.name!r} itself",
+                        remedy="choose a path that lies on none of the array's own LUNs",
+                    )
 
     def _wipe(self, path: str, label: Label) -> None:
         with suppress(BlkrecovError), DriveStore(path, self.counter) as drive:
@@ -833,6 +875,7 @@ class Engine:
         self.refuse_mistaken()
         drive = self.document.drive(name)
         found = self._found_again(drive, path)
+        self._refuse_own(found.device or found.path)
         newest = self._refuse_changed(drive, found)
         # What the kernel alone knows to be lost is known no more once the drive is back, and the machine restarts.
         observed = self.observe()
@@ -919,7 +962,7 @@ class Engine:
             if drive.uuid not in self._backings:
                 device = found.device
                 if device is None:
-                    attached = loop.attach(found.path)
+                    attached = _attached(found)
                     undo.callback(loop.detach, attached)
                     device = attached.path
                 self._backings[drive.uuid], self.labels[drive.uuid] = device, found.label
@@ -1163,6 +1206,11 @@ def _kept(device: str | None) -> str | None:
         if attached.path == device:
             return device if loop.keep(attached) else None
     return device
+
+
+def _attached(found: Found) -> loop.LoopDevice:
+    """The file that was found, and no other that was moved there since, as a block device."""
+    return loop.attach(found.path, expected=found.inode)
 
 
 def _place(drive: Drive, found: Found, said: str | None = None) -> str:

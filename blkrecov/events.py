@@ -36,6 +36,7 @@ class EventKind(StrEnum):
     """The words are what programs match. More may come."""
 
     MEMBER_FAILED = "member_failed"
+    LUN_SUSPENDED = "lun_suspended"
     DRIVE_FAILED = "drive_failed"
     """By the kernel's word or the operator's, or gone from where it was."""
     DRIVE_RETURNED = "drive_returned"
@@ -91,7 +92,6 @@ class EventKind(StrEnum):
     SNAPSHOT_DONE = "snapshot_done"
     SNAPSHOT_FAILED = "snapshot_failed"
     SNAPSHOT_CANCELLED = "snapshot_cancelled"
-    LUN_SUSPENDED = "lun_suspended"
     """By somebody else: it is theirs to resume."""
     SNAPSHOT_FILLING = "snapshot_filling"
     """A shadow copy's store has not much room any more."""
@@ -111,9 +111,10 @@ class EventKind(StrEnum):
     """`data` has MS-DMRP's notifications in their order (blkrecov.dmrp.notify)."""
 
 
-# What the journal and its catalog (packaging/blkrecov.catalog) know a kind by: 128 random bits, the same in every version.
+# What the journal and its catalog (blkrecov/data/blkrecov.catalog) know a kind by: 128 random bits, the same in every version.
 MESSAGE_IDS: Final[Mapping[EventKind, str]] = {
     EventKind.MEMBER_FAILED: "d41d8e1f8e8f48c3bcbfae7f65a4769a",
+    EventKind.LUN_SUSPENDED: "d70c3adee9fa4503a4c4c874c90d78c9",
     EventKind.DRIVE_FAILED: "f447471f77d348cfb5b00df2884304c2",
     EventKind.DRIVE_RETURNED: "b45cf80af6cd4c23a47aa9a3950c7f99",
     EventKind.DRIVE_SET_ASIDE: "161cb4791209462b92a34beb0466a618",

@@ -2,7 +2,8 @@
 
 A shadow copy is read-only, so a journal in it can never be replayed: one that was taken of a running file system could not be
 mounted. A frozen file system stays so when the process that froze it dies. Therefore what is about to be frozen is written
-down first, in a directory that is empty after a boot, and whoever works on the arrays next thaws it.
+down first, in a directory that is empty after a boot, and whoever works on the arrays next thaws it. The record is whole at any
+moment: what it had forgotten would stay frozen for ever.
 
 Kernel: fs/ioctl.c, FIFREEZE and FITHAW; fs/super.c, freeze_super().
 """
@@ -17,6 +18,7 @@ from typing import Final
 
 from blkrecov import observer
 from blkrecov.errors import ProviderFailure
+from blkrecov.settings import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +40,8 @@ class Freezer:
         points = sorted({path for device in devices for path, _ in observer.mounts(device)})
         frozen = list(self._read())
         for point in points:
-            self._write((*frozen, point))
             try:
+                self._write((*frozen, point))
                 _ask(point, _FIFREEZE)
             except OSError as error:
                 # EOPNOTSUPP: a file system that cannot be frozen. EBUSY: it is frozen, or mounted a second time here.
@@ -68,7 +70,7 @@ class Freezer:
 
     def _write(self, points: tuple[str, ...]) -> None:
         self._record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._record.write_bytes(b"\0".join(os.fsencode(point) for point in points))
+        write_whole(self._record, b"\0".join(os.fsencode(point) for point in points))
 
 
 def _ask(point: str, request: int) -> None:

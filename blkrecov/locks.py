@@ -20,6 +20,7 @@ with the array's name; numbers (of loop devices, of LIO's backstores) are asked 
 as well; what is half made belongs to the array in its name.
 """
 
+import errno
 import fcntl
 import hashlib
 import math
@@ -28,7 +29,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -54,15 +55,16 @@ class Lock:
     """An array's. It is not taken when it is made; `name` is what people call the array."""
 
     def __init__(self, settings: Settings, array: UUID, name: str = "") -> None:
+        self._settings = settings
         self.array: Final = array
         self._name = name or str(array)
         # By name, for of two arrays of one name only one may come up: the second sees that. Quoted, for names come from drives.
-        self._path = settings.state / f"{quote(self._name, safe='')}.lock"
+        self._file = f"{quote(self._name, safe='')}.lock"
         self._descriptor = -1
 
     def take(self, patience_s: float = PATIENCE_S) -> None:
         """Raises: DeviceInUse naming the process that has it, when it does not let go in time, or the kernel does not let it."""
-        descriptor = _open(self._path)
+        descriptor = _open(self._settings, self._file)
         began = look_at = held_since = time.monotonic()
         held = None
         while not _try(descriptor):
@@ -77,8 +79,9 @@ class Lock:
                     os.close(descriptor)
                     raise self._refusal(process or "unknown", held, now - began)
             time.sleep(_PAUSE_S)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()} {threading.get_native_id()}\n".encode(), 0)
+        with suppress(OSError):  # Who has it is for people.
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()} {threading.get_native_id()}\n".encode(), 0)
         self._descriptor = descriptor
 
     def release(self) -> None:
@@ -127,7 +130,7 @@ def being_made(settings: Settings, path: str) -> Iterator[None]:
 
     Raises: DeviceInUse where somebody is at it.
     """
-    descriptor = _open(settings.state / "lock")
+    descriptor = _open(settings, "lock", to_read=False)
     try:
         for key in _keys(path):
             if not _try_byte(descriptor, key):
@@ -140,7 +143,7 @@ def being_made(settings: Settings, path: str) -> Iterator[None]:
 @contextmanager
 def naming(settings: Settings) -> Iterator[None]:
     """Be the only one who gives an array its name. Raises: DeviceInUse."""
-    descriptor = _open(settings.state / "lock")
+    descriptor = _open(settings, "lock", to_read=False)
     deadline = time.monotonic() + NAMING_S
     try:
         while not _try_byte(descriptor, _NAMES):
@@ -152,9 +155,21 @@ def naming(settings: Settings) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _open(path: Path) -> int:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _open(settings: Settings, name: str, *, to_read: bool = True) -> int:
+    """On a file system that has become read-only the file is there, and to lock all of it takes no right to write; where it never
+    was, and for bytes of it (`to_read` is false), everybody meets in /run.
+    """
+    try:
+        settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return os.open(settings.state / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+    with suppress(FileNotFoundError):
+        if to_read:
+            return os.open(settings.state / name, os.O_RDONLY | os.O_CLOEXEC)
+    settings.volatile.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return os.open(settings.volatile / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def _try(descriptor: int) -> bool:

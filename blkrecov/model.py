@@ -630,16 +630,18 @@ class Document(msgspec.Struct, frozen=True):
         )
 
     def descends_from(self, other: "Document") -> bool:
-        """Whether `other` is an earlier version of this document, as far as the remembered history tells.
+        """Whether `other` is an earlier version of this document, as far as the remembered history tells (blkrecov.lineage).
 
         Two documents of one array that do not descend from each other were written by two machines, or by one that ran on
         one half of the drives and then on the other half: choosing between them would lose what one of them acknowledged.
         """
         if other.commit == self.commit:
             return True
-        if self.sequence - other.sequence > HISTORY:
-            return True
-        return other.commit in self.history
+        return self.has_forgotten(other) or other.commit in self.history
+
+    def has_forgotten(self, other: "Document") -> bool:
+        """Whether `other` is older than what the history names: whether it is an earlier version cannot be told by that."""
+        return self.sequence - other.sequence > HISTORY
 
 
 _Object = TypeVar("_Object", Drive, Lun)

@@ -115,9 +115,9 @@ def published(settings: Settings, array: UUID) -> int | None:
 
 
 def publish(settings: Settings, array: UUID, sequence: int) -> None:
-    """Let other processes of this machine, and later ones, know. Where that cannot be written, they ask the drives."""
+    """Let other processes of this machine, and later ones, know. Where that cannot be written, an earlier version stays."""
     with suppress(OSError):
-        sequence_file(settings, array).write_text(f"{sequence}\n")
+        write_whole(sequence_file(settings, array), f"{sequence}\n".encode(), durable=True)
 
 
 def sequence_file(settings: Settings, array: UUID) -> Path:
@@ -171,18 +171,35 @@ def _is_uuid(text: str) -> bool:
 
 
 def remember(settings: Settings, array: Remembered) -> None:
-    """Write the hint, whole or not at all; not at all when it is what is there already. The daemon hears of it."""
+    """Write the hint; nothing when it is what is there already. The daemon hears of it. Raises: OSError."""
     target = settings.state / f"{array.uuid}.json"
     if _read(target) == array:
         return
     settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fresh = target.with_suffix(".new")
     content = {"uuid": str(array.uuid), "name": array.name, "paths": list(array.paths)}
-    fresh.write_text(json.dumps(content, indent=2) + "\n")
-    fresh.replace(target)
+    write_whole(target, (json.dumps(content, indent=2) + "\n").encode())
     # Version 0.1 named the file after the array, which two may share.
     named = settings.state / f"{array.name}.json"
     before = _read(named)
     if named != target and before is not None and before.uuid == array.uuid:
         named.unlink()
     ring(settings.bell)
+
+
+def write_whole(path: Path, content: bytes, *, durable: bool = False) -> None:
+    """Replace a file's contents, so that whoever reads it finds the old or the new, whatever happens meanwhile, a power cut too
+    where `durable`. Raises: OSError, with the old contents in place.
+    """
+    fresh = path.with_name(f"{path.name}.new")
+    try:
+        with fresh.open("wb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                # A name that was moved may be on the medium before what it names.
+                os.fsync(file.fileno())
+        fresh.replace(path)
+    except OSError:
+        with suppress(OSError):
+            fresh.unlink()
+        raise

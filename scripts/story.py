@@ -19,14 +19,17 @@ from rich.table import Table
 
 from blkrecov.units import MIB, format_size
 
-DRIVES = Path("/srv/drives")
-MOUNT = Path("/mnt/data")
+# On a machine of its own, or in a directory of somebody's machine.
+HOME = Path(os.environ["BLKRECOV_DEMO"]) if "BLKRECOV_DEMO" in os.environ else None
+DRIVES = HOME / "drives" if HOME else Path("/srv/drives")
+MOUNT = HOME / "data" if HOME else Path("/mnt/data")
+NOTES = HOME or Path("/run")
 ENOUGH_FILES = 3000
 LARGEST = 512 * 1024
 # Where thousands of real files are, on any Debian machine.
 SOURCES = ("/usr/sbin", "/usr/bin", "/usr/share/perl", "/usr/share/doc", "/usr/share/zoneinfo", "/usr/share/man")
-STOP = Path("/run/copied-enough")
-STATE = Path("/var/lib/blkrecov")
+STOP = NOTES / "copied-enough"
+STATE = Path(os.environ.get("BLKRECOV_STATE", "/var/lib/blkrecov"))
 DEADLINE_S = 120
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
@@ -108,10 +111,11 @@ def page83(device: str) -> str:
 
 def main() -> None:
     kernel = os.uname()
-    console.print(
-        f"[bold]blkrecov[/] on Linux {kernel.release}, a machine made for this story and thrown away after it"
-    )
-    run("mkfs.ext4 -q /dev/ubda && mkdir -p /srv && mount /dev/ubda /srv && mkdir /srv/drives /mnt/data", quiet=True)
+    where = f"in {HOME}" if HOME else "a machine made for this story and thrown away after it"
+    console.print(f"[bold]blkrecov[/] on Linux {kernel.release}, {where}")
+    if not HOME:
+        run("mkfs.ext4 -q /dev/ubda && mkdir -p /srv && mount /dev/ubda /srv", quiet=True)
+    run(f"mkdir {DRIVES} {MOUNT}", quiet=True)
 
     chapter("1. An array of six drives", "Drives are files of 256 MiB. One of them is a hot spare.")
     run("blkrecov array create demo")
@@ -134,7 +138,7 @@ def main() -> None:
     run(f"mount {link} {MOUNT}")
     files = list(source_files())
     half = len(files) // 2
-    lists = [Path("/run/first.list"), Path("/run/second.list")]
+    lists = [NOTES / "first.list", NOTES / "second.list"]
     for target, part in zip(lists, (files[:half], files[half:]), strict=True):
         target.write_text("".join(f"{path}\0" for path in part))
     prompt(f"cp the first {half} of {len(files)} files below /usr to {MOUNT}, and take their checksums")

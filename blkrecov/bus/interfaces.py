@@ -48,7 +48,7 @@ class Property:
 @dataclass(frozen=True, slots=True)
 class Method:
     """`options` are the types by name; None for the standard interfaces' methods, which take none. What only reads may be called
-    by the group: the bus's policy has the same list (packaging/org.blkrecov1.conf).
+    by the group: the bus's policy has the same list (blkrecov/data/org.blkrecov1.conf).
     """
 
     name: str

@@ -1,15 +1,15 @@
 """blkrecov events"""
 
 import json
+import os
 import sys
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 import msgspec
 
-from blkrecov.bus.interfaces import ARRAY
-from blkrecov.cli.access import request
 from blkrecov.cli.common import common, daemon, options, say, show_json
 from blkrecov.errors import AccessDenied
 from blkrecov.events import FOR_PROGRAMS, Event, EventKind, EventLog
@@ -39,31 +39,45 @@ def events(last: int | None, follow: bool) -> None:
     log = EventLog(Settings.load().state)
     array = options().array
     without = frozenset() if options().json else FOR_PROGRAMS
+    told = _told(without) if os.geteuid() else None
     if follow:
-        with Watch(log.path) as watch:
-            for event in log.follow(
-                _LAST if last is None else last, array=array, without=without, pause=lambda _: watch.wait(_output())
-            ):
-                click.echo(json.dumps(_view(event)) if options().json else _text(event))
+        first = _LAST if last is None else last
+        for event in _following(log, first, without) if told is None else _more(told, first):
+            click.echo(json.dumps(_view(event)) if options().json else _text(event))
         return
-    try:
-        found = log.read(last, array=array, without=without)
-    except AccessDenied:
-        found = _told(last, without)
+    found = log.read(last, array=array, without=without) if told is None else _last(next(told), last)
     if options().json:
         show_json([_view(event) for event in found])
     for event in found:
         say(_text(event))
 
 
-def _told(last: int | None, without: frozenset[EventKind]) -> tuple[Event, ...]:
-    """What the daemon tells those who may not read the file. Raises: AccessDenied."""
+def _following(log: EventLog, last: int, without: frozenset[EventKind]) -> Iterator[Event]:
+    with Watch(log.path) as watch:
+        yield from log.follow(last, array=options().array, without=without, pause=lambda _: watch.wait(_output()))
+
+
+def _told(without: frozenset[EventKind]) -> Iterator[list[Event]]:
+    """What the daemon tells those who may not read the file, again whenever there is more. Raises: AccessDenied."""
     with daemon() as running:
         if running is None:
             raise AccessDenied("the file of events is root's, and no blkrecovd runs that would tell them")
-        (text,) = running.array(options().array).call(request(ARRAY, "GetEvents"))
-    found = [event for event in msgspec.json.decode(text, type=tuple[Event, ...]) if event.kind not in without]
-    return tuple(found if last is None else found[len(found) - last :])
+        for found in running.array(options().array).events():
+            yield [event for event in found if event.kind not in without]
+
+
+def _more(told: Iterator[list[Event]], last: int) -> Iterator[Event]:
+    """The last so many of the first lists' events, and those that are new in the others."""
+    known = next(told)
+    yield from _last(known, last)
+    for found in told:
+        begin = found.index(known[-1]) + 1 if known and known[-1] in found else 0
+        yield from found[begin:]
+        known = found
+
+
+def _last(events: Sequence[Event], last: int | None) -> Sequence[Event]:
+    return events if last is None else events[max(0, len(events) - last) :]
 
 
 def _output() -> int | None:

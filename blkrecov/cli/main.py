@@ -7,7 +7,7 @@ import sys
 import click
 
 from blkrecov import journal
-from blkrecov.cli import array, drive, events, lun, objects, operations, page83, snapshot, status, task, top
+from blkrecov.cli import array, drive, events, install, lun, objects, operations, page83, snapshot, status, task, top
 from blkrecov.cli.common import Options, common, tell_error, tell_usage
 from blkrecov.errors import BlkrecovError, Code, resources
 
@@ -36,6 +36,8 @@ cli.add_command(status.status)
 cli.add_command(top.top)
 cli.add_command(events.events)
 cli.add_command(objects.objects)
+cli.add_command(install.install)
+cli.add_command(install.uninstall)
 for command in operations.COMMANDS:
     cli.add_command(command)
 

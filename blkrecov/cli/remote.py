@@ -34,6 +34,7 @@ from blkrecov.bus.objects import ROOT, plain, task_path, task_row, uuid_of
 from blkrecov.cli.access import Named, OnProgress, Pairs, Request, resolved
 from blkrecov.engine import choose
 from blkrecov.errors import AccessDenied, BlkrecovError, Code, ObjectDeleted, ProviderFailure, TimedOut
+from blkrecov.events import Event
 from blkrecov.settings import Settings
 from blkrecov.state import ENDED, ArrayState, head
 from blkrecov.views import Json
@@ -154,13 +155,7 @@ class Bus:
         return self._run(self._wait(path, heard, timeout_s))
 
     async def _wait(self, path: str, heard: Callable[[Json], None], timeout_s: float | None) -> Json:
-        def hear(message: Message) -> None:
-            if message.message_type is MessageType.SIGNAL:
-                self._heard.set()
-
-        self._bus.add_message_handler(hear)
-        for rule in (f"type='signal',sender='{NAME}',path='{path}'", f"type='signal',sender='{DAEMON}',arg0='{NAME}'"):
-            await self._ask(DAEMON, "/org/freedesktop/DBus", DAEMON, "AddMatch", "s", [rule])
+        await self._listen(f"path='{path}'")
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         seen = 0
         while True:
@@ -178,6 +173,23 @@ class Bus:
                 )
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._heard.wait(), None if deadline is None else deadline - time.monotonic())
+
+    def changes(self, rule: str) -> Iterator[None]:
+        """Once at the beginning, and after each signal of ours that fits the rule, or when the daemon comes or goes."""
+        self._run(self._listen(rule))
+        while True:
+            self._heard.clear()
+            yield
+            self._run(self._heard.wait())
+
+    async def _listen(self, rule: str) -> None:
+        def hear(message: Message) -> None:
+            if message.message_type is MessageType.SIGNAL:
+                self._heard.set()
+
+        self._bus.add_message_handler(hear)
+        for each in (f"type='signal',sender='{NAME}',{rule}", f"type='signal',sender='{DAEMON}',arg0='{NAME}'"):
+            await self._ask(DAEMON, "/org/freedesktop/DBus", DAEMON, "AddMatch", "s", [each])
 
     async def _properties(self, path: str, interface: str) -> Json:
         (found,) = await self._ask(NAME, path, PROPERTIES, "GetAll", "s", [interface])
@@ -313,6 +325,12 @@ class Remote:
         assert array is not None
         self._state = None
         return self._bus.wait(task_path(array, number), on_progress or (lambda _: None), timeout_s)
+
+    def events(self) -> Iterator[Sequence[Event]]:
+        """The last thousand, and again whenever there are more."""
+        for _ in self._bus.changes(f"path='{self._path}',interface='{ARRAY}',member='Event'"):
+            (text,) = self._bus.call(self._path, ARRAY, "GetEvents", last=1000)
+            yield msgspec.json.decode(text, type=list[Event])
 
     def samples(self, ended: Callable[[], bool]) -> Iterator[Json]:
         while True:

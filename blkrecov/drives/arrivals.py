@@ -80,7 +80,9 @@ def _files(paths: Iterable[str]) -> Iterator[tuple[str, ...]]:
     for path in paths:
         with suppress(OSError):
             found = Path(path).stat()
-            yield (path, *map(str, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)))
+            # Whose it is, too: a file that others may write to is no drive until that is mended (drives.trust).
+            told = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_uid, found.st_mode)
+            yield (path, *map(str, told))
 
 
 def _existing(directory: Path) -> Path:

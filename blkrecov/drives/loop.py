@@ -13,6 +13,7 @@ Kernel: drivers/block/loop.c; include/uapi/linux/loop.h.
 import errno
 import fcntl
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from blkrecov.errors import AccessDenied, DeviceInUse, NotSupported, PathNotFound, ProviderFailure, pass_on_exhaustion
+from blkrecov.drives import trust
+from blkrecov.errors import (
+    AccessDenied,
+    DeviceInUse,
+    InvalidDisk,
+    NotSupported,
+    PathNotFound,
+    ProviderFailure,
+    pass_on_exhaustion,
+)
 
 SYS_BLOCK: Final = Path("/sys/block")
 CONTROL: Final = "/dev/loop-control"
@@ -82,19 +92,26 @@ class LoopRefused(ProviderFailure):
         self.operation, self.path, self.errno = operation, path, number
 
 
-def attach(path: str, size: int | None = None) -> LoopDevice:
-    """Attach a regular file to a free loop device; with `size`, only that many bytes of it can be reached.
+def attach(path: str, size: int | None = None, *, expected: Inode | None = None) -> LoopDevice:
+    """Attach a regular file to a free loop device; with `size`, only that many bytes of it can be reached. `expected` is what the
+    path was when it was looked at. What is attached is the open file that is asked here, whatever becomes of its name.
 
     Direct I/O is asked for and may not be had: tmpfs before Linux 6.6 has none, nor has a file system on a disk with
     larger blocks than ours. The answer tells, from the flag as the kernel holds it.
 
     Raises: NotSupported without the loop driver; PathNotFound; DeviceInUse for a file that is attached already, since
-            two devices on one file do not see each other's writes; AccessDenied; LoopRefused for the rest.
+            two devices on one file do not see each other's writes; AccessDenied; Untrusted; InvalidDisk where another file
+            has taken the path; LoopRefused for the rest.
     """
     with ExitStack() as closing:
         file = _open(path, os.O_RDWR)
         closing.callback(os.close, file)
-        if existing := _find(inode_of(file)):
+        status = os.fstat(file)
+        if stat.S_ISREG(status.st_mode) and (why := trust.flaw_of(status)):
+            raise trust.Untrusted(path, why)
+        if expected is not None and inode_of(file) != expected:
+            raise exchanged(path)
+        if existing := backed_by(inode_of(file)):
             raise DeviceInUse(f"{path} is attached already, as {existing.path}", remedy=f"detach {existing.path} first")
         control = _open_control()
         closing.callback(os.close, control)
@@ -185,7 +202,12 @@ def find(path: str) -> LoopDevice | None:
         status = Path(path).stat()
     except OSError as error:
         raise _refusal("stat", path, error) from error
-    return _find(Inode(status.st_dev, status.st_ino))
+    return backed_by(Inode(status.st_dev, status.st_ino))
+
+
+def backed_by(backing: Inode) -> LoopDevice | None:
+    """The same of a file that was looked at, whatever its name is by now."""
+    return next((device for device in attached() if device.backing == backing), None)
 
 
 def attached(sys_block: Path = SYS_BLOCK) -> tuple[LoopDevice, ...]:
@@ -207,6 +229,10 @@ def resize(device: LoopDevice) -> None:
         os.close(node)
 
 
+def exchanged(path: str) -> InvalidDisk:
+    return InvalidDisk(f"{path} is another file than a moment ago", remedy="see who moves files there, then try again")
+
+
 def inode_of(descriptor: int) -> Inode:
     status = os.fstat(descriptor)
     return Inode(status.st_dev, status.st_ino)
@@ -219,10 +245,6 @@ class _Info:
     backing: Inode
     offset: int
     flags: int
-
-
-def _find(backing: Inode) -> LoopDevice | None:
-    return next((device for device in attached() if device.backing == backing), None)
 
 
 def _open(path: str, flags: int) -> int:

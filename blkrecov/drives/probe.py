@@ -66,6 +66,7 @@ class Contents:
     holder: str | None  # Who has it, in words that end "... is ": "attached as /dev/loop0", "mounted at /srv".
     label: Label | None  # It is a drive already; of which array, the label tells.
     holds: str | None  # What would be destroyed, in words: "an ext4 file system", "the drive d0 of the array lab".
+    inode: loop.Inode | None = None  # Of a file.
 
 
 def inspect(path: str) -> Contents:
@@ -133,6 +134,7 @@ def _inspect(path: str, kind: Kind, descriptor: int) -> Contents:
         holder=holder,
         label=label,
         holds=holds or _signature(path) or _data(descriptor, size),
+        inode=loop.inode_of(descriptor) if kind is Kind.FILE else None,
     )
 
 

@@ -8,7 +8,7 @@ thing and found once; two things with one drive UUID are a drive and a stale clo
 this module to say: all are found, and the clash is told.
 
 Bounded, and harmless in directories that others can write to: no symbolic link is followed there, nothing but regular
-files is opened, and nothing that waits when opened; a mount is not crossed.
+files is opened, and nothing that waits when opened; a mount is not crossed. What is believed, and where, is in drives.trust.
 """
 
 import errno
@@ -16,22 +16,26 @@ import os
 import stat
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 from uuid import UUID
 
+from blkrecov.dm.names import parse_dm_uuid
 from blkrecov.dm.stalled import Stalled, refuse_stalled
-from blkrecov.drives import loop
+from blkrecov.drives import loop, trust
 from blkrecov.drives.label import MINIMUM_SIZE, Label, NoLabel
 from blkrecov.drives.loop import Inode, LoopDevice
 from blkrecov.drives.probe import unescape
 from blkrecov.drives.store import DriveStore, IoCounter, LabelReading
+from blkrecov.drives.trust import Untrusted
 from blkrecov.errors import BlkrecovError, InvalidDisk, NotSupported, PathNotFound, ProviderFailure, pass_on_exhaustion
 from blkrecov.units import sectors
 
 MAX_FILES: Final = 10_000
 DEEP_LEVELS: Final = 3
+_NAME_IT: Final = "if it is yours, move it to a directory of root's, or name its own in /etc/blkrecov/blkrecov.toml"
 # Devices that stand on other devices, that lose what they hold, or whose opening makes a drive search for a medium.
 _SKIPPED: Final = ("dm-", "loop", "md", "ram", "zram", "sr", "fd", "nbd")
 
@@ -43,6 +47,8 @@ class Found:
     path: str
     device: str | None
     reading: LabelReading
+    inode: Inode | None = None
+    """Of a file that was read itself, as it has no device yet."""
 
     @property
     def label(self) -> Label:
@@ -56,6 +62,8 @@ class Scan:
     found: tuple[Found, ...]
     refused: tuple[tuple[str, BlkrecovError], ...]  # Hints that failed, and labels that cannot be used.
     complete: bool  # False when there were more files than the bound.
+    strangers: tuple[tuple[Label, Untrusted], ...] = ()
+    """What says that it is a drive, and is not believed: where drives are expected, and attached files."""
 
     def clones(self) -> dict[UUID, tuple[Found, ...]]:
         """Drive UUIDs that more than one thing answers to."""
@@ -72,6 +80,8 @@ class Places:
     sys_block: Path = loop.SYS_BLOCK
     dev: Path = Path("/dev")
     mountinfo: Path = Path("/proc/self/mountinfo")
+    top: Path = Path("/")
+    """From where on directories are asked whose they are."""
 
 
 def scan(
@@ -94,7 +104,10 @@ def scan(
         counter,
         max_files,
         {device.backing: device for device in _whole(loop.attached(places.sys_block))},
-        passing=passing,
+        places,
+        # A loop device's number may be another file's by now.
+        frozenset(os.path.realpath(place) for place in (*hints, *directories) if not place.startswith("/dev/loop")),
+        passing,
     )
     for hint in hints:
         search.look(hint, asked_for=True)
@@ -106,15 +119,21 @@ def scan(
         search.look(str(node))
     if deep:
         for mount in mounts(places.mountinfo.read_text()):
-            search.look_in(mount, levels=DEEP_LEVELS)
-    return Scan(found=tuple(search.found), refused=tuple(search.refused), complete=not search.gave_up)
+            if not trust.way_flaw(f"{mount}/", places.top):
+                search.look_in(mount, levels=DEEP_LEVELS)
+    return Scan(
+        found=tuple(search.found),
+        refused=tuple(search.refused),
+        complete=not search.gave_up,
+        strangers=tuple(search.strangers),
+    )
 
 
 def look(path: str, counter: IoCounter, places: Places | None = None) -> Found:
     """The drive at a path that somebody has named. Raises: PathNotFound, InvalidDisk and what else reading its label does."""
     places = places or Places()
     loops = {device.backing: device for device in _whole(loop.attached(places.sys_block))}
-    search = _Search(counter, MAX_FILES, loops)
+    search = _Search(counter, MAX_FILES, loops, places, frozenset({os.path.realpath(path)}))
     search.look(path, asked_for=True)
     if not search.found:
         raise search.refused[0][1]
@@ -138,13 +157,17 @@ def block_devices(places: Places) -> Iterator[Path]:
 def mounts(mountinfo: str) -> Iterator[str]:
     """Mount points of file systems on block devices, each file system once.
 
+    Not of those that are mounted `nosuid`: that is how users' media are, on which files have whatever owners somebody gave them.
+
     Kernel: Documentation/filesystems/proc.rst 3.5. The device number of btrfs is none of a disk's, so it is the source
     that tells: the second word after the lone dash.
     """
     seen = set()
     for line in mountinfo.splitlines():
         words, _, after = line.partition(" - ")
-        number, root, point = words.split()[2:5]
+        number, root, point, options = words.split()[2:6]
+        if "nosuid" in options.split(","):
+            continue
         if after.split()[1].startswith("/dev/") and (number, root) not in seen:
             seen.add((number, root))
             yield unescape(point)
@@ -177,11 +200,15 @@ class _Search:
     counter: IoCounter
     files_left: int
     loops: dict[Inode, LoopDevice]
+    places: Places
+    named: frozenset[str]
+    """Hints and directories: there it is enough that a file is root's."""
     passing: frozenset[int] = frozenset()
     gave_up: bool = False
     seen: set[Inode] = field(default_factory=set)
     found: list[Found] = field(default_factory=list)
     refused: list[tuple[str, BlkrecovError]] = field(default_factory=list)
+    strangers: list[tuple[Label, Untrusted]] = field(default_factory=list)
 
     def look(self, path: str, *, asked_for: bool = False) -> None:
         """Look at a path, following symbolic links. What nobody asked for and is no drive is passed over in silence."""
@@ -208,12 +235,37 @@ class _Search:
         """Look through a loop device: while there is one, the file is not to be read itself."""
         if device.backing not in self.seen and os.makedev(loop.MAJOR, device.number) not in self.passing:
             self.seen.add(device.backing)
-            self._read(device.path if device.deleted else device.backing_file, device.path)
+            doubt = self._doubt(device)
+            self._read(device.path if device.deleted else device.backing_file, device.path, doubt=doubt)
+
+    def _doubt(self, device: LoopDevice) -> Untrusted | None:
+        """Why an attached file is not to be believed: a service may attach files for whoever asks it (udisks2 does).
+
+        One that serves an array was believed before, and LUNs are on it. Of one without a name the way to it is asked.
+        """
+        if device.path in self.named or _serves(self.places.sys_block / f"loop{device.number}"):
+            return None
+        file = device.backing_file
+        with suppress(OSError):
+            status = Path(file).stat()
+            if Inode(status.st_dev, status.st_ino) == device.backing:
+                if flaw := trust.flaw_of(status):
+                    return Untrusted(file, flaw)
+                if not self.named.isdisjoint((file, str(Path(file).parent))):
+                    return None
+        flaw = trust.way_flaw(file, self.places.top)
+        with suppress(OSError):
+            if os.statvfs(Path(file).parent).f_flag & os.ST_NOSUID:
+                flaw = "the file system that it lies on is mounted nosuid"
+        return Untrusted(file, flaw, remedy=_NAME_IT) if flaw else None
 
     def look_in(self, directory: str, *, levels: int, asked_for: bool = False) -> None:
         """Look at the regular files of a directory, and of those in it, down to so many levels."""
         try:
-            device = Path(directory).stat().st_dev
+            status = Path(directory).stat()
+            if not asked_for and trust.flaw_of(status):
+                return
+            device = status.st_dev
             refuse_stalled(directory)
             entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
         except Stalled as stalled:
@@ -236,21 +288,32 @@ class _Search:
             if stat.S_ISDIR(status.st_mode) and levels > 1 and status.st_dev == device:
                 self.look_in(entry.path, levels=levels - 1)
             elif stat.S_ISREG(status.st_mode) and status.st_size >= MINIMUM_SIZE:
-                self._look_at_file(entry.path, Inode(status.st_dev, status.st_ino))
+                self._look_at_file(entry.path, Inode(status.st_dev, status.st_ino), named=asked_for)
 
-    def _look_at_file(self, path: str, inode: Inode) -> None:
+    def _look_at_file(self, path: str, inode: Inode, *, named: bool) -> None:
         if device := self.loops.get(inode):
             self.look_at_loop(device)
         elif inode not in self.seen:
             self.seen.add(inode)
-            self._read(path, None, follow=False)
+            self._read(path, None, follow=False, named=named)
 
-    def _read(self, path: str, device: str | None, *, asked_for: bool = False, follow: bool = True) -> None:
+    def _read(
+        self,
+        path: str,
+        device: str | None,
+        *,
+        asked_for: bool = False,
+        follow: bool = True,
+        named: bool = True,
+        doubt: Untrusted | None = None,
+    ) -> None:
         node = device or path
         try:
-            with DriveStore(node, self.counter, writable=False, follow=follow) as store:
+            with DriveStore(node, self.counter, writable=False, follow=follow, anybody=True) as store:
                 reading = store.read_label()
-                is_block = store.is_block
+                is_block, inode = store.is_block, store.inode
+                if store.flaw:
+                    doubt = Untrusted(path, store.flaw)
         except NoLabel as error:
             if asked_for:
                 self.refused.append((path, error))
@@ -261,7 +324,20 @@ class _Search:
             if asked_for:
                 self.refused.append((path, error))
         else:
-            self.found.append(Found(path=path, device=node if is_block else None, reading=reading))
+            if doubt is None:
+                self.found.append(Found(path=path, device=node if is_block else None, reading=reading, inode=inode))
+            elif named:
+                self.refused.append((path, doubt))
+                self.strangers.append((reading.label, doubt))
+
+
+def _serves(loop_device: Path) -> bool:
+    """Whether one of our devices stands on a loop device, by its directory in sysfs."""
+    for uuid in loop_device.glob("holders/*/dm/uuid"):
+        with suppress(OSError):  # Gone since it was listed.
+            if parse_dm_uuid(uuid.read_text().strip()):
+                return True
+    return False
 
 
 def _is_node_of(status: os.stat_result, device: LoopDevice) -> bool:

@@ -31,7 +31,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from blkrecov.dm.stalled import refuse_stalled
-from blkrecov.drives import loop
+from blkrecov.drives import loop, trust
 from blkrecov.drives.label import (
     BLOCK,
     HEADER,
@@ -100,11 +100,14 @@ class LabelReading:
 class DriveStore:
     """The metadata of one drive, through a file or a block device. A context manager; close() may be called twice."""
 
-    def __init__(self, path: str, counter: IoCounter, *, writable: bool = True, follow: bool = True) -> None:
-        """Open a drive; `follow=False` refuses a symbolic link.
+    def __init__(
+        self, path: str, counter: IoCounter, *, writable: bool = True, follow: bool = True, anybody: bool = False
+    ) -> None:
+        """Open a drive; `follow=False` refuses a symbolic link. With `anybody` it is for the caller to look at `flaw`: why what a
+        file says is not to be believed.
 
         Raises: PathNotFound; AccessDenied; InvalidArgument for anything but a regular file or block device; DeviceInUse
-                for a file that is attached to a loop device; Stalled; DriveIoError.
+                for a file that is attached to a loop device; Untrusted; Stalled; DriveIoError.
         """
         refuse_stalled(path)
         self.path = path
@@ -117,12 +120,17 @@ class DriveStore:
         with ExitStack() as undo:
             self._descriptor = _open(path, flags | os.O_DIRECT)
             undo.callback(self.close)
-            mode = os.fstat(self._descriptor).st_mode
+            status = os.fstat(self._descriptor)
+            mode = status.st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
                 raise InvalidArgument(f"{path} is neither a regular file nor a block device")
-            if stat.S_ISREG(mode):
-                _refuse_attached(path, loop.inode_of(self._descriptor))
             self.is_block: Final = stat.S_ISBLK(mode)
+            self.flaw: Final = "" if self.is_block else trust.flaw_of(status)
+            self.inode: Final = None if self.is_block else Inode(status.st_dev, status.st_ino)
+            if self.flaw and not anybody:
+                raise trust.Untrusted(path, self.flaw)
+            if self.inode is not None:
+                _refuse_attached(path, self.inode)
             self.size: Final = Bytes(os.lseek(self._descriptor, 0, os.SEEK_END))
             undo.pop_all()
 
@@ -306,16 +314,20 @@ class DriveStore:
             raise DriveIoError("flush", self.path, error.errno or errno.EIO) from error
 
 
-def format_drive(path: str, label: Label, counter: IoCounter) -> None:
+def format_drive(path: str, label: Label, counter: IoCounter, *, expected: Inode | None = None) -> Inode | None:
     """Make a drive of a file or block device. Whether it may be destroyed is for probe.refuse_if_unfit() to say,
-    before.
+    before, of what the path was then, if it says so. The file that it is; None for a block device.
 
-    Raises: InvalidArgument when its size is not the label's; what DriveStore raises.
+    Raises: InvalidArgument when its size is not the label's; InvalidDisk where another file has taken the path; what DriveStore
+            raises.
     """
     with DriveStore(path, counter) as store:
+        if expected is not None and store.inode != expected:
+            raise loop.exchanged(path)
         if store.size != label.layout.size:
             raise InvalidArgument(f"{path} has {store.size} bytes, and its label is for {label.layout.size}")
         store.format(label)
+        return store.inode
 
 
 def create_file(path: str, size: int) -> Inode:

@@ -29,6 +29,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
 KERNEL = "linux.uml"
 MODULES = Path("/usr/lib/uml/modules")
 
@@ -60,7 +61,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/vm",
         usage="scripts/vm [--native] [--mem 2G] [--disk SIZE ...] [--systemd] [--keep SIZE] [--state DIR] [--out DIR] "
-        "[--timeout S] -- COMMAND...",
+        "[--suite NAME] [--timeout S] -- COMMAND...",
         description="Run COMMAND as root on a real kernel with device-mapper, and exit with its status.",
         epilog="Exit status: the command's; 124 when the time ran out; 125 when the guest ended without the command's status.",
     )
@@ -91,6 +92,11 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
         help="keep what is written to the root file system in the state directory: the next guest is this one, booted again",
     )
     parser.add_argument(
+        "--suite",
+        metavar="NAME",
+        help="another Debian release, trixie for example, with its own kernel and Python; made when it is not there yet",
+    )
+    parser.add_argument(
         "--timeout", type=float, default=600, metavar="S", help="seconds until a hang is assumed (default 600)"
     )
     parser.add_argument(
@@ -114,8 +120,8 @@ def run_native(arguments: argparse.Namespace) -> int:
     """Run the command right here. Refused with a cause where that cannot work."""
     if os.geteuid() != 0:
         sys.exit("scripts/vm: --native needs root; run it with sudo")
-    if arguments.systemd or arguments.keep:
-        sys.exit("scripts/vm: --systemd and --keep go with the guest kernel only")
+    if arguments.systemd or arguments.keep or arguments.suite:
+        sys.exit("scripts/vm: --systemd, --keep and --suite go with the guest kernel only")
     if arguments.disk:
         sys.exit("scripts/vm: --disk goes with the guest kernel only; give the command block devices of this machine")
     modules = ["dm-mod", "loop", "dm-raid", "dm-mirror", "dm-snapshot", "target_core_mod", "tcm_loop"]
@@ -134,7 +140,7 @@ def run_native(arguments: argparse.Namespace) -> int:
 
 def make_disks(arguments: argparse.Namespace) -> list[str]:
     """Create the disks that do not exist yet; the kernel's arguments for all of them."""
-    state = arguments.state or HERE.parent.parent / ".vm"
+    state = arguments.state or ROOT / ".vm"
     words = []
     for number, size in enumerate(arguments.disk):
         state.mkdir(parents=True, exist_ok=True)
@@ -156,12 +162,21 @@ def make_disks(arguments: argparse.Namespace) -> list[str]:
     return words
 
 
+def suite_directory(arguments: argparse.Namespace) -> Path:
+    """Where another release is, on which guests can be booted; made when it is not there yet, in minutes."""
+    directory: Path = ROOT / ".vm" / "suites" / arguments.suite
+    subprocess.run([HERE / "suite", arguments.suite, directory], check=True)
+    return directory
+
+
 def write_job(job: Path, arguments: argparse.Namespace, terminal: bool) -> None:
     """Leave for the guest what it is to run, as a shell script: the quoting is the shell's own."""
     keep = {
         name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)
     }
-    keep["PATH"] = f"{HERE.parent.parent / '.venv/bin'}:{GUEST_PATH}"
+    keep["PATH"] = f"{ROOT / '.venv/bin'}:{GUEST_PATH}"
+    if arguments.suite:
+        keep["PATH"], keep["PYTHONPATH"] = GUEST_PATH, f"{ROOT}:/opt/python"
     keep["HOME"] = "/root"
     if arguments.out:
         keep["BLKRECOV_VM_OUT"] = "/run/vm/out"
@@ -202,8 +217,9 @@ def tail(log: Path, lines: int = 60) -> str:
 
 def boot(arguments: argparse.Namespace, job: Path, terminal: bool) -> int:
     console = job / "console.log"
+    suite = suite_directory(arguments) if arguments.suite else None
     words = [
-        KERNEL,
+        str(suite / KERNEL) if suite else KERNEL,
         f"mem={arguments.mem}",
         f"uml_dir={job}",
         "root=/dev/root",
@@ -215,6 +231,8 @@ def boot(arguments: argparse.Namespace, job: Path, terminal: bool) -> int:
         "quiet",
         *make_disks(arguments),
         f"job={job}",
+        # Debian 13's kernel has SELinux, whose policy its systemd looks for.
+        *([f"lower={suite / 'root'}", "selinux=0"] if suite else []),
     ]
     with console.open("wb") as log, open(os.devnull, "rb") as null:
         source = sys.stdin.fileno() if terminal else null.fileno()

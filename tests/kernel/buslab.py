@@ -162,7 +162,7 @@ def system_bus(directory: Path) -> Iterator[None]:
         if parent.name.startswith(("bus", "pytest")):
             parent.chmod(0o755)  # pytest's own are closed to the two.
     socket_, configuration = directory / "socket", directory / "bus.conf"
-    policy = HERE / "packaging/org.blkrecov1.conf"
+    policy = HERE / "blkrecov/data/org.blkrecov1.conf"
     configuration.write_text(CONFIGURATION.format(address=socket_, policy=policy))
     with subprocess.Popen(["dbus-daemon", f"--config-file={configuration}", "--nofork"]) as daemon:
         while not socket_.exists():

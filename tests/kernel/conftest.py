@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -69,11 +70,14 @@ def keep_memory() -> None:
 
 
 @pytest.fixture(scope="session")
-def ext4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file system on which direct I/O can be had; the guest's own is an overlay in memory, which has none."""
+def ext4() -> Iterator[Path]:
+    """A file system on which direct I/O can be had; the guest's own is an overlay in memory, which has none.
+
+    Not below /tmp: what lies there may be anybody's, and is not looked for.
+    """
     if not DISK.is_block_device():
         pytest.fail("these tests want a disk for their drives: scripts/vm --mem 3G --disk 6G -- python -m pytest ...")
-    point = tmp_path_factory.mktemp("ext4")
+    point = Path(tempfile.mkdtemp(prefix="ext4-", dir="/mnt"))
     run("mkfs.ext4", "-q", "-F", "-E", "nodiscard", str(DISK))
     run("mount", str(DISK), str(point))
     yield point

@@ -14,7 +14,7 @@ import pytest
 from blkrecov.bus.interfaces import ARRAY, LUN, TASK
 from blkrecov.bus.objects import ROOT
 from tests.kernel.buslab import HERE, LUN_SIZE, Client, made, running, slowly
-from tests.kernel.lab import DEADLINE_S, Answer, Lab, Slow, blkrecov, checksum, fill, run
+from tests.kernel.lab import DEADLINE_S, Answer, Lab, Slow, blkrecov, checksum, fill
 from tests.kernel.lab import made as lab_made
 
 # What is asked, in this order: {d} is the directory of the drives. Each command is in here, and each way in which it answers.
@@ -271,6 +271,13 @@ def test_members_of_the_group_look_and_do_not_touch(lab: Lab, client: Client) ->
         assert answers["reader", "status"].out.startswith("array lab is healthy")
         assert "naa.6001405" in answers["reader", "lun show vol"].out
         assert "drive d2" in answers["reader", "events -n 1"].out
+        following = program(lab, "events", "-f", "-n", "0", user="reader")
+        time.sleep(3)
+        assert blkrecov(lab, "drive", "fail", "d2").status == 0
+        assert following.stdout is not None
+        assert "drive_failed: drive d2" in following.stdout.readline()
+        following.send_signal(signal.SIGINT)
+        following.communicate(timeout=DEADLINE_S)
         for answer in list(answers.values())[3:]:
             assert "E_ACCESSDENIED" in answer.err
             assert "the group blkrecov" in answer.err
@@ -283,7 +290,7 @@ def test_what_is_stuck_is_told_and_what_was_known_shown(slow: Slow, lab: Lab, cl
         path = str(slow.directory / "far")
         assert blkrecov(lab, "drive", "add", path, "--size", "40M", "--name", "far").status == 0
         lab.drives.append("far")
-        run("dmsetup", "suspend", "--noflush", "--nolockfs", "lab-slow")
+        slow.delay(300_000)
         try:
             stuck = program(lab, "lun", "create", "away", "--layout", "linear", "--size", "1M", "--drives", "far")
             client.until("the array to be stuck", lambda: stale(lab))
@@ -291,7 +298,7 @@ def test_what_is_stuck_is_told_and_what_was_known_shown(slow: Slow, lab: Lab, cl
             answer = blkrecov(lab, "lun", "list", "--json")
             took_s = time.monotonic() - began
         finally:
-            run("dmsetup", "resume", "lab-slow")
+            slow.delay(0)  # What waits is let go.
         print(f"client: a question beside an array that is stuck was answered after {took_s:.1f} s")
         assert (answer.status, [lun["name"] for lun in answer.json]) == (0, ["vol"])
         assert "warning: array lab is" in answer.err

@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,6 +31,13 @@ LABEL = Label.new(
     array_name="lab",
     created_s=1_700_000_000,
 )
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Not below /tmp: what lies there may be anybody's, and is looked at only where somebody has named it."""
+    with tempfile.TemporaryDirectory(dir="/mnt") as directory:
+        yield Path(directory)
 
 
 @pytest.fixture(autouse=True)

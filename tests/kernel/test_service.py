@@ -59,9 +59,11 @@ def service(lab: Lab, bus: None) -> Iterator[Service]:
     )
     units = Path("/etc/systemd/system")
     with (
-        placed(units / UNIT, (HERE / "packaging" / UNIT).read_text()),
+        placed(units / UNIT, (HERE / "blkrecov/data" / UNIT).read_text().replace("@DAEMON@", "/bin/false")),
         placed(units / f"{UNIT}.d/lab.conf", drop_in),
-        placed(Path("/usr/lib/systemd/catalog/blkrecov.catalog"), (HERE / "packaging/blkrecov.catalog").read_text()),
+        placed(
+            Path("/usr/lib/systemd/catalog/blkrecov.catalog"), (HERE / "blkrecov/data/blkrecov.catalog").read_text()
+        ),
         systemd() as inside,
     ):
         run("journalctl", "--update-catalog")

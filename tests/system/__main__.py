@@ -1,4 +1,4 @@
-"""In the guest: python -m tests.system PACKAGE PART... runs these parts one after the other, and leaves what each has noted."""
+"""In the guest: python -m tests.system WHEEL PACKAGE PART... runs these parts, and leaves what each has noted."""
 
 import json
 import os
@@ -11,11 +11,11 @@ from tests.system.machine import PARTS, Json
 
 
 def main() -> None:
-    package, *parts = sys.argv[1:]
+    wheel, package, *parts = sys.argv[1:]
     reports: dict[str, Json] = {}
     for part in parts:
         try:
-            reports[part] = getattr(import_module(f"tests.system.{PARTS[part]}"), part)(package)
+            reports[part] = getattr(import_module(f"tests.system.{PARTS[part]}"), part)(wheel, package)
         except Exception:
             # What others have noted is worth as much as before.
             reports[part] = {"failure": traceback.format_exc()}

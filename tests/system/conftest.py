@@ -1,5 +1,6 @@
 """The package that is tested, the machine that is started twice for all tests, and the figures that a run ends with."""
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,14 @@ import pytest
 from tests.system.machine import ROOT, Json, Machine
 
 _FIGURES: list[str] = []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes long is left out, unless BLKRECOV_LONG=1."""
+    if not os.environ.get("BLKRECOV_LONG"):
+        left_out = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -38,7 +47,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
 
 @pytest.fixture(scope="session")
 def first(machine: Machine, built: tuple[Path, Path], figure: Callable[[str], None]) -> Json:
-    report = _noted(machine.boot(built[1], "first"), "first")
+    report = _noted(machine.boot(built, "first"), "first")
     figure(f"installed in {report['install_s']:.1f} s; {report['security'].lstrip('→ ')}")
     return report
 
@@ -48,7 +57,7 @@ def booted_again(
     request: pytest.FixtureRequest, machine: Machine, first: Json, built: tuple[Path, Path]
 ) -> dict[str, Json]:
     wanted = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
-    return machine.boot(built[1], "second", *({"service"} & wanted))
+    return machine.boot(built, "second", *({"service"} & wanted))
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +72,15 @@ def second(booted_again: dict[str, Json], figure: Callable[[str], None]) -> Json
     figure(
         f"upgrade, purge and installation beside {wrote['writes']} writes; the longest took {wrote['longest_s']:.2f} s"
     )
+    figure(f"an environment of pip's installed, used and uninstalled in {report['environment']['took_s']:.1f} s")
     return report
+
+
+@pytest.fixture(scope="session")
+def started(machine: Machine, second: Json, built: tuple[Path, Path]) -> Json:
+    """The machine with an environment of pip's in the place of the package, started again."""
+    _noted(machine.boot(built, "enable"), "enable")
+    return _noted(machine.boot(built, "started"), "started")
 
 
 @pytest.fixture(scope="session")

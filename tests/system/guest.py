@@ -109,7 +109,7 @@ def make_lun(name: str, *options: str) -> Path:
     return disk
 
 
-def first(package: str) -> Json:
+def first(_wheel: str, package: str) -> Json:
     """Install; an array with LUNs that /etc/fstab mounts; a drive fails while the service looks after it."""
     report: Json = {"install_s": install(package), "installed": states(), "group": run("getent", "group", "blkrecov")}
     report["enabled"] = run("systemctl", "is-enabled", *UNITS).split()
@@ -254,8 +254,13 @@ def complaints() -> list[str]:
     return [line for line in told if any(word in line for word in words) and any(bad in line for bad in wrong)]
 
 
-def second(package: str) -> Json:
-    """After the restart: what is mounted, in which order it came. Then an upgrade, a purge, all while a LUN is written to."""
+def second(wheel: str, package: str) -> Json:
+    """After the restart: what is mounted, in which order it came. Then an upgrade, a purge, an environment of pip's in the place
+    of the package, all while a LUN is written to.
+    """
+    # It needs what is in here.
+    from tests.system import environment
+
     outer, inner = unit_of("la-b"), unit_of("inner")
     report: Json = {
         "mounted": [is_mounted(point) for point in (DRIVES, DATA, NETWORKED)],
@@ -287,6 +292,7 @@ def second(package: str) -> Json:
             "states": states(),
             "restarted": [unit(name, "ActiveEnterTimestampMonotonic") != before[name] for name in UNITS],
         }
+        refused = environment.make(wheel)
         said = run("sh", "-c", "dpkg --purge blkrecov 2>&1")
         report["purged"] = {
             "said": [line for line in said.splitlines() if "stays up" in line],
@@ -295,6 +301,7 @@ def second(package: str) -> Json:
             "devices": devices() == up,
             "program": Path("/usr/bin/blkrecov").exists(),
         }
+        report["environment"] = {"refused": refused, **environment.swap(package)}
         install(package)
     report["written"] = {"writes": writer.writes, "trouble": writer.trouble, "longest_s": writer.longest_s}
     report["reinstalled"] = {

@@ -254,7 +254,7 @@ def _calls(client: Client, path: str) -> Iterator[Json]:
             yield {**words, "interface": interface.get("name"), "destination": owner}
 
 
-def service(_package: str) -> Json:
+def service(_wheel: str, _package: str) -> Json:
     """`seconds`: what each part took."""
     report: Json = {"seconds": {}}
 

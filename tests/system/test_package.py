@@ -1,18 +1,36 @@
-"""The Debian package on a machine that runs systemd: installed, used, restarted, upgraded, purged and installed again.
+"""The Debian package on a machine that runs systemd: installed, used, restarted, upgraded, purged and installed again, and an
+environment of pip's in between.
 
 What the tests look at is what the guest has noted on the way (tests/system/guest.py).
 """
 
+import subprocess
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.system.machine import Json
+import pytest
+
+from tests.system.machine import ROOT, Json
+
+# What `vagrant up` does, and the story on the machine's own kernel.
+IN_THE_MACHINE = """
+set -e
+mkfs.ext4 -q /dev/ubda
+mount /dev/ubda /var/tmp
+scripts/provision "$PWD"
+scripts/demo --native
+systemctl is-active blkrecovd.service
+ls -A /var/tmp
+blkrecov array list --json
+losetup --list
+"""
 
 
 def test_the_wheel_is_whole(built: tuple[Path, Path]) -> None:
     """It is what the Debian package is made of, and what goes elsewhere."""
     names = zipfile.ZipFile(built[0]).namelist()
-    assert {"blkrecov/boot.py", "blkrecov/py.typed", "blkrecov/dm/control.py"} <= set(names)
+    assert {"blkrecov/boot.py", "blkrecov/py.typed", "blkrecov/data/blkrecovd.service"} <= set(names)
 
 
 def test_the_package_installs_without_a_network(first: Json) -> None:
@@ -149,3 +167,53 @@ def test_arrays_are_stopped_when_nobody_uses_them_any_more(second: Json) -> None
     assert second["still_up"]
     assert second["stopped"] == {"status": 0, "devices": [], "loops": "", "service": "active"}
     assert second["again"] == {"states": ["active", "active"], "file": "written before the restart\n"}
+
+
+def test_an_environment_takes_the_package_s_place(second: Json) -> None:
+    """`pip install`, `blkrecov install`, `systemctl enable --now blkrecovd`, and all is as it was with the package."""
+    found = second["environment"]
+    assert "/etc/systemd/system/blkrecovd.service" in found["written"]
+    assert found["states"] == ["active", "active"]
+    assert found["group"]
+    assert (found["generated"], found["link"]) == (True, True)
+    # It answers as soon as it has its name, and is ready when it has looked at its arrays.
+
+
+def test_an_environment_and_the_package_refuse_each_other(second: Json) -> None:
+    """Units below /etc hide those of a package."""
+    found = second["environment"]
+    assert "VDS_E_OBJECT_EXISTS" in found["refused"]
+    assert "run blkrecov uninstall first" in found["refused_package"]
+
+
+def test_install_writes_nothing_twice(second: Json) -> None:
+    """So it may be run after every upgrade."""
+    assert second["environment"]["again"] == []
+
+
+def test_uninstall_leaves_nothing_behind(second: Json) -> None:
+    """No file, no directory, no group, no service; but the arrays."""
+    found = second["environment"]
+    assert sorted(found["removed"]) == sorted(found["written"])
+    assert found["left"] == {"files": [], "group": False, "service": "inactive", "devices": True}
+
+
+@pytest.mark.long
+def test_an_environment_brings_arrays_up_at_boot(started: Json) -> None:
+    """In time for /etc/fstab, after the file system that drives lie on, and after a shutdown in good order."""
+    assert started["states"] == ["active", "active"]
+    assert started["mounted"]
+    assert started["came"]["srv-drives.mount"] < started["arrays_began"] < started["came"]["data.mount"]
+    assert (started["resyncs"], started["failed"]) == (0, [])
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("built")
+def test_a_machine_is_provisioned_and_tells_the_story(tmp_path: Path, figure: Callable[[str], None]) -> None:
+    """The package that is there is installed without a network; the story leaves nothing behind, and the service alone."""
+    command = [str(ROOT / "scripts/vm"), "--systemd", "--mem", "2G", "--disk", "3G", "--state", str(tmp_path)]
+    command += ["--timeout", "1200", "--", "bash", "-c", IN_THE_MACHINE]
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-3:] == ["active", "lost+found", "[]"]
+    figure(next(line for line in done.stdout.splitlines() if "time of the story" in line).strip())

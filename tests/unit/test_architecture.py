@@ -27,17 +27,18 @@ class Layer(IntEnum):
 
 _PURE = """
     units errors model geometry governor stack steps observed converge proposal faults provision recover replace scrub tasks views
-    condition family flapping progress remove schedule turns shadows resync reconnect revival changes signature
+    condition family flapping progress remove schedule turns shadows resync reconnect revival lineage changes signature
     dm.table dm.status dm.names dm.abi dm.superblock dm.cow dm.mirror_log drives.label page83.designator page83.identity
     page83.information dmrp.information dmrp.storage dmrp.notify
     overview traffic metrics
-    state bus.interfaces bus.objects
+    state bus.interfaces bus.objects placement
 """
 _ACTS = """
-    actor bell catalog events freeze holders locks mounting objects observer pressure settings journal surroundings
-    suspensions systemd dm.stalled drives.arrivals
-    dm.control dm.events dm.kmsg dm.speed dm.sync dm.counters drives.loop drives.probe drives.raw drives.scan drives.store
-    drives.health drives.holes drives.watch watch metrics_server page83.export page83.sysfs page83.udev page83.lun_information
+    actor bell catalog events freeze holders installing locks mounting objects observer pressure settings journal surroundings
+    suspensions systemd dm.stalled
+    dm.control dm.events dm.kmsg dm.speed dm.sync dm.counters drives.arrivals drives.beneath drives.loop drives.probe drives.raw
+    drives.scan drives.store drives.health drives.holes drives.trust drives.watch watch metrics_server page83.export page83.sysfs
+    page83.udev page83.lun_information
 """
 # A new module has to be put in its place here. `cli.` is one place for all of its files.
 PLACES = {

@@ -12,7 +12,7 @@ from blkrecov.dm import names
 from blkrecov.drives.label import Label
 from blkrecov.settings import Remembered, Settings, remember
 
-HELPER = Path(__file__).resolve().parents[2] / "packaging/blkrecov_id"
+HELPER = Path(__file__).resolve().parents[2] / "blkrecov/data/blkrecov_id"
 
 
 def told(*words: str) -> list[str]:

@@ -280,7 +280,7 @@ def test_an_option_that_cannot_be_meant_is_refused(method: Method, given: dict[s
 
 
 def test_the_policy_lets_the_group_call_just_what_only_reads() -> None:
-    policy = (Path(__file__).resolve().parents[2] / "packaging/org.blkrecov1.conf").read_text()
+    policy = (Path(__file__).resolve().parents[2] / "blkrecov/data/org.blkrecov1.conf").read_text()
     allowed = set(re.findall(r'send_interface="org\.blkrecov1\.(\w+)" send_member="(\w+)"', policy))
     reading = {
         (interface.name.removeprefix("org.blkrecov1."), method.name)

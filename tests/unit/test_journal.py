@@ -18,7 +18,7 @@ from blkrecov import journal
 from blkrecov.events import MESSAGE_IDS, EventKind, EventLog
 from blkrecov.journal import JournalHandler, datagram
 
-CATALOG = Path(__file__).resolve().parents[2] / "packaging/blkrecov.catalog"
+CATALOG = Path(__file__).resolve().parents[2] / "blkrecov/data/blkrecov.catalog"
 ENTRY = re.compile(
     r"^-- ([0-9a-f]{32})\nSubject: (.+)\nDefined-By: blkrecov\nDocumentation: man:blkrecov\(8\)\n\n", re.M
 )
@@ -214,6 +214,7 @@ def test_an_entry_names_what_its_kind_has(kind: EventKind) -> None:
         "drive": {"DRIVE"},
         "fault": {"DRIVE"},
         "member": {"LUN", "DRIVE", "REMEDY"},
+        "lun": {"LUN", "REMEDY"},
         "mounted": {"LUN"},
         "mount": {"LUN", "REMEDY"},
         "recovery": {"LUN", *OF_TASKS},

@@ -1,13 +1,27 @@
 """Where things are on this machine."""
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
 from blkrecov.errors import InvalidArgument
-from blkrecov.settings import Address, Remembered, Settings, metrics_place, remember, remembered
+from blkrecov.settings import (
+    Address,
+    Remembered,
+    Settings,
+    metrics_place,
+    publish,
+    published,
+    remember,
+    remembered,
+    sequence_file,
+    write_whole,
+)
 
 LAB = Remembered(UUID("a1a1a1a1-0000-4000-8000-00000000000a"), "lab", ("/srv/d0", "/srv/d1"))
 
@@ -181,3 +195,34 @@ def test_without_a_state_directory_nothing_is_remembered(settings: Settings) -> 
     """Reading makes no directory."""
     assert remembered(settings) == ()
     assert not settings.state.exists()
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file can be written, though it can be made and cut: as where there is no room."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_version_that_cannot_be_written_leaves_the_one_before(settings: Settings) -> None:
+    """An empty file would say that this machine knows of none, and an older configuration would be believed."""
+    settings.state.mkdir()
+    publish(settings, LAB.uuid, 7)
+    with full_disk():
+        publish(settings, LAB.uuid, 8)
+    assert published(settings, LAB.uuid) == 7
+    publish(settings, LAB.uuid, 9)
+    assert published(settings, LAB.uuid) == 9
+    assert list(settings.state.iterdir()) == [sequence_file(settings, LAB.uuid)]
+
+
+def test_what_cannot_be_written_whole_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    """Neither half a file nor another one beside it."""
+    (tmp_path / "frozen").write_bytes(b"/srv")
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        write_whole(tmp_path / "frozen", b"/srv\0/var")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("frozen", b"/srv")]

@@ -25,6 +25,16 @@ def test_a_file_that_comes_is_a_difference(tmp_path: Path) -> None:
     assert len({absent, first, present([place], [])}) == 3
 
 
+def test_a_file_that_is_believed_from_now_on_is_a_difference(tmp_path: Path) -> None:
+    """It was there all the time, and others could write to it."""
+    place = tmp_path / "d0"
+    place.touch(mode=0o600)
+    place.chmod(0o666)
+    before = present([str(place)], [])
+    place.chmod(0o600)
+    assert present([str(place)], []) != before
+
+
 def test_a_new_file_in_a_directory_is_a_difference(tmp_path: Path) -> None:
     before = present([], [str(tmp_path)])
     (tmp_path / "d0").touch()

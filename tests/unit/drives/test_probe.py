@@ -38,7 +38,7 @@ def blank(tmp_path: Path) -> str:
 def test_a_new_file_is_fit(blank: str) -> None:
     """Regular, writable, nobody's, all zeros."""
     contents = inspect(blank)
-    assert contents == replace(BLANK, path=blank)
+    assert contents == replace(BLANK, path=blank, inode=contents.inode)
     refuse_if_unfit(contents, force=False)
 
 

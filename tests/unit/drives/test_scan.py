@@ -20,7 +20,7 @@ def places(tmp_path: Path) -> Places:
     """A machine without devices or mounts."""
     (tmp_path / "sys").mkdir()
     (tmp_path / "mountinfo").write_text("")
-    return Places(sys_block=tmp_path / "sys", mountinfo=tmp_path / "mountinfo")
+    return Places(sys_block=tmp_path / "sys", mountinfo=tmp_path / "mountinfo", top=tmp_path)
 
 
 @pytest.fixture
@@ -148,3 +148,43 @@ def test_mounts_are_those_on_block_devices_each_once() -> None:
         "25 21 0:41 / /net rw - nfs4 server:/export rw\n"
     )
     assert list(mounts(text)) == ["/", "/srv/my disks"]
+
+
+def test_a_file_that_others_can_write_to_is_told_where_it_was_expected(pool: Path, places: Places) -> None:
+    """By what it says it is: the operator looks for that drive."""
+    path = make_drive(pool / "d1", 1)
+    Path(path).chmod(0o666)
+    result = scan([], [str(pool)], IoCounter(), places=places)
+    assert result.found == ()
+    assert [(label.drive_name, error.message) for label, error in result.strangers] == [
+        ("d1", f"{path} is not believed: others than its owner may write to it (mode 0666)")
+    ]
+
+
+@pytest.mark.parametrize("open_to_all", ["", "below", "below/deeper"])
+def test_the_last_resort_enters_no_directory_that_others_can_write_to(
+    pool: Path, places: Places, open_to_all: str
+) -> None:
+    """Anybody could have moved an old copy there, though it be root's."""
+    (pool / "below" / "deeper").mkdir(parents=True)
+    make_drive(pool / "below" / "deeper" / "d1", 1)
+    (pool / open_to_all).chmod(0o1777)
+    places.mountinfo.write_text(f"36 35 254:1 / {pool} rw - ext4 /dev/vdb rw\n")
+    result = scan([], [], IoCounter(), deep=True, places=places)
+    assert (result.found, result.refused, result.strangers) == ((), (), ())
+
+
+def test_a_directory_that_was_named_may_be_anybodys(pool: Path, places: Places) -> None:
+    """Who named it knows whose it is; the files in it are root's."""
+    path = make_drive(pool / "d1", 1)
+    pool.chmod(0o777)
+    assert [drive.path for drive in scan([], [str(pool)], IoCounter(), places=places).found] == [path]
+
+
+def test_media_of_users_are_not_searched() -> None:
+    """Their files have whatever owners somebody gave them elsewhere; so they are mounted nosuid."""
+    text = (
+        "21 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw\n"
+        "22 21 8:1 / /media/eve/STICK rw,nosuid,nodev,relatime shared:2 - ext4 /dev/sda1 rw\n"
+    )
+    assert list(mounts(text)) == ["/"]

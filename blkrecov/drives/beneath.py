@@ -1,0 +1,69 @@
+"""What a path stands on, down to the hardware: through partitions, device-mapper and md, the files of loop devices, and the LUNs
+of this machine, of which sysfs says that they are disks that stand on nothing.
+"""
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from blkrecov.drives import loop
+from blkrecov.drives.probe import unescape
+
+_SYSFS: Final = Path("/sys/dev/block")
+_MOUNTINFO: Final = Path("/proc/self/mountinfo")
+
+
+def devices(path: str, exported: Mapping[str, int]) -> Iterator[Path]:
+    """The block device that a path is, or that the file system lies on which it is in or is to be made in; and all below. As
+    directories in sysfs, from the top down. `exported` has the device number behind each disk that is a LUN of this machine.
+
+    What cannot be followed ends there: network file systems, and those on several devices below their first.
+    """
+    files = {device.number: device.backing_file for device in loop.attached()}
+    pending, seen = [_number(path)], set()
+    while pending:
+        number = pending.pop()
+        device = _SYSFS / f"{os.major(number)}:{os.minor(number)}"
+        if number in seen or not device.exists():
+            continue
+        seen.add(number)
+        device = device.resolve()
+        if (device / "partition").exists():
+            device = device.parent
+        yield device
+        for below in device.glob("slaves/*/dev"):
+            major, _, minor = below.read_text().strip().partition(":")
+            pending.append(os.makedev(int(major), int(minor)))
+        if os.major(number) == loop.MAJOR and (file := files.get(int(device.name.removeprefix("loop")))):
+            pending.append(_number(file))
+        if behind := exported.get(f"/dev/{device.name}"):
+            pending.append(behind)
+
+
+def _number(path: str) -> int:
+    """The device number of a block device, or of that below a file; 0 where there is none."""
+    path = os.path.realpath(path)
+    for place in (Path(path), *Path(path).parents):
+        with suppress(OSError):
+            status = place.stat()
+            if stat.S_ISBLK(status.st_mode):
+                return status.st_rdev
+            return status.st_dev if os.major(status.st_dev) else _source(path)
+    return 0
+
+
+def _source(path: str) -> int:
+    """Of a file system that has a number of its own, as btrfs: what its mount names. Kernel: proc_pid_mountinfo(5)."""
+    found = 0
+    deepest = -1
+    for line in _MOUNTINFO.read_text().splitlines():
+        mount, _, filesystem = line.partition(" - ")
+        point = Path(unescape(mount.split(" ")[4]))
+        if Path(path).is_relative_to(point) and len(point.parts) >= deepest:
+            deepest, found = len(point.parts), 0
+            with suppress(OSError):
+                found = Path(unescape(filesystem.split(" ")[1])).stat().st_rdev
+    return found
