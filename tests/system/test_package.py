@@ -97,8 +97,8 @@ def test_metrics_are_served_within_the_sandbox(first: Json) -> None:
 
 
 def test_the_journal_has_what_happened_and_explains_it(first: Json) -> None:
-    """Once, by the service that the command asked, with its facts; what it means is in the catalog since the package was installed.
-    Nothing is plain text.
+    """Once, by the service that the command asked, with its facts; what it means is in the catalog since the package was
+    installed. Nothing is plain text.
     """
     (entry,) = first["told"]
     assert (entry["BLKRECOV_ARRAY"], entry["SYSLOG_IDENTIFIER"], entry["PRIORITY"]) == ("la-b", "blkrecovd", "4")
