@@ -117,7 +117,7 @@ def published(settings: Settings, array: UUID) -> int | None:
 def publish(settings: Settings, array: UUID, sequence: int) -> None:
     """Let other processes of this machine, and later ones, know. Where that cannot be written, an earlier version stays."""
     with suppress(OSError):
-        write_whole(sequence_file(settings, array), f"{sequence}\n".encode(), durable=True)
+        write_whole(sequence_file(settings, array), f"{sequence}\n".encode())
 
 
 def sequence_file(settings: Settings, array: UUID) -> Path:
@@ -186,18 +186,15 @@ def remember(settings: Settings, array: Remembered) -> None:
     ring(settings.bell)
 
 
-def write_whole(path: Path, content: bytes, *, durable: bool = False) -> None:
-    """Replace a file's contents, so that whoever reads it finds the old or the new, whatever happens meanwhile, a power cut too
-    where `durable`. Raises: OSError, with the old contents in place.
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file's contents, so that whoever reads it finds the old or the new, whoever dies meanwhile. Not flushed: what is
+    in the state directory may be lost without harm, and a flush for every version would take as long as all else that is written.
+    Raises: OSError, with the old contents in place.
     """
     fresh = path.with_name(f"{path.name}.new")
     try:
         with fresh.open("wb") as file:
             file.write(content)
-            if durable:
-                file.flush()
-                # A name that was moved may be on the medium before what it names.
-                os.fsync(file.fileno())
         fresh.replace(path)
     except OSError:
         with suppress(OSError):
