@@ -56,7 +56,7 @@ def swap(package: str) -> Json:
 
     run("systemctl", "enable", "--now", "blkrecovd.service")
     report["states"] = states()
-    report["generated"] = bool(list(Path("/run/systemd/generator").glob("blkrecov-array@*.service.d/drives.conf")))
+    report["generated"] = Path("/run/systemd/generator/blkrecov-arrays.service.d/drives.conf").exists()
     link = Path("/dev/blkrecov/la-b/da-ta")
     link.unlink()
     run("udevadm", "trigger", "--settle", "--subsystem-match=block", "--sysname-match=sd*")

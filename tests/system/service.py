@@ -142,27 +142,37 @@ def ended() -> Json:
 
 @contextmanager
 def held_up() -> Iterator[None]:
-    """An array whose drive lies on a disk that does not answer: what it is asked for meanwhile, a LUN, waits in the kernel."""
+    """An array whose drive lies on a disk that takes minutes for a write, which cannot be told beforehand: what it is asked for
+    meanwhile, a LUN, waits in the kernel.
+    """
     image, point = DRIVES / "disk.img", Path("/mnt/far")
     point.mkdir()
     run("truncate", f"--size={64 * MIB}", image)
     loop = run("losetup", "--find", "--show", image).strip()
-    run("dmsetup", "create", "far", "--table", f"0 {64 * MIB // SECTOR} linear {loop} 0")
+    tables = [f"0 {64 * MIB // SECTOR} delay {loop} 0 0 {loop} 0 {delay_ms}" for delay_ms in (0, 300_000)]
+    run("dmsetup", "create", "far", "--table", tables[0])
     # Without a journal, whose thread would wait as well.
     run("mkfs.ext4", "-q", "-O", "^has_journal", "/dev/mapper/far")
     with mounted("/dev/mapper/far", point):
         array = call(ROOT, MANAGER, "CreateArray sa{sv} slow 0")
         call(array, ARRAY, f"AddDrive sa{{sv}} {point}/d0.img 1 size t {32 * MIB}")
-        run("dmsetup", "suspend", "--noflush", "--nolockfs", "far")
+        _put("far", tables[1])
         try:
             busctl(f"--expect-reply=no call {NAME} {array} {ARRAY} CreateLun ssta{{sv}} late linear {MIB} 0")
             yield
             assert get(array, ARRAY, "Luns") == []
         finally:
-            run("dmsetup", "resume", "far")
+            _put("far", tables[0])  # What waits is let go.
         until("the LUN", lambda: get(array, ARRAY, "Luns"))
         call(array, ARRAY, "Stop a{sv} 0")
     run("dmsetup", "remove", "--retry", "far")
+
+
+def _put(device: str, table: str) -> None:
+    run("dmsetup", "reload", device, "--table", table)
+    # Not frozen for that: to thaw it is to write to it, which would be delayed already.
+    run("dmsetup", "suspend", "--nolockfs", device)
+    run("dmsetup", "resume", device)
 
 
 def slow() -> Json:
