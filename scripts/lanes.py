@@ -202,8 +202,9 @@ class Runner:
                 print(f"----- {job.name}: {_said(job.lane, counts)} in {took:.1f}s\n{output.rstrip()}", flush=True)
             return Lane(job.lane, counts, took)
 
-        # Short files last: the kernel lane has the most of them.
-        jobs = [job for name in sorted(names, key=lambda name: name == "kernel") for job in self._jobs(name)]
+        # The longest job first, and short files last: the kernel lane has the most of them.
+        order = ("system", "check", "unit", "crash", "kernel")
+        jobs = [job for name in sorted(names, key=order.index) for job in self._jobs(name)]
         with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
             done = list(pool.map(told, jobs))
         return [_together(name, [lane for lane in done if lane.name == name]) for name in names]

@@ -128,10 +128,8 @@ lun show vol --information
 snapshot create vol copy
 resync copy:vol --plan --undo
 resync vol
-snapshot delete vol
 drive fail d1
 recover vol --spare d9
-recover vol --plan
 recover vol
 task list
 task show 1 --json

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import pytest
 
 from blkrecov import tasks
 from blkrecov.array import Array
@@ -228,6 +229,7 @@ KINDS: Final = (
 )
 
 
+@pytest.mark.long
 def test_recoveries_that_share_a_drive_take_turns_and_others_run_beside_them(lab: Lab) -> None:
     """The LUN that can lose nothing more goes first, although it was made later; a drive serves one rebuild at a time."""
     lab.create(7, spares=3)
@@ -379,6 +381,7 @@ def test_a_drive_that_answers_nothing_is_left(slow: Slow, lab: Lab) -> None:
         assert (checksum(disk), disagreements(array, "vol")) == (digest, [])
 
 
+@pytest.mark.long
 def test_a_flapping_drive_is_set_aside_until_it_is_trusted(lab: Lab) -> None:
     """Three failures within a day: it is given nothing more, what lies on it leaves in good order, an operator may trust it."""
     lab.create(2)

@@ -791,6 +791,7 @@ def test_a_drive_that_was_just_added_may_be_reconnected(lab: Lab) -> None:
         assert reconnect(array, "d1").state is TaskState.COMPLETED
 
 
+@pytest.mark.long
 def test_an_older_copy_of_a_drive_is_regenerated_as_a_whole(lab: Lab) -> None:
     """Its bitmap has forgotten what was written between the copy and the failure."""
     lab.create(3)

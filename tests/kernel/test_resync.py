@@ -215,6 +215,7 @@ def change_tree(top: Path, source: random.Random) -> None:
     (top / "new/file").write_bytes(source.randbytes(50_000))
 
 
+@pytest.mark.long
 def test_a_restore_costs_what_was_changed_and_a_full_one_nothing_but_the_kernel_s_time(lab: Lab) -> None:
     """A LUN of 1 GiB of which 1 % of the chunks were changed, then the same LUN from a copy of which nothing is known."""
     size, source = 1024 * MIB, random.Random(1)
@@ -505,6 +506,7 @@ def partitioned(array: Array, name: str, kind: str, size: int, signature: Signat
     return disk
 
 
+@pytest.mark.long
 def test_a_disk_keeps_its_own_signature_unless_it_is_to_have_the_original_s(lab: Lab) -> None:
     """Onto the origin, onto LUNs of every size, and onto a new one; partition tables are sound each time."""
     sizes = {

@@ -438,6 +438,7 @@ def place_of(array: Array, name: str, offset: int) -> int:
 # Refusals.
 
 
+@pytest.mark.long
 def test_arguments_sessions_and_luns(lab: Lab, table: Table) -> None:
     """What can never work, whatever room there is and whoever uses what."""
     lab.create(4)
