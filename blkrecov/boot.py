@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import Final
 from uuid import UUID
@@ -76,7 +77,10 @@ def _bring_up(settings: Settings, array: Remembered) -> None:
 
 
 def stop(settings: Settings, array: str | None = None, patience_s: float = PATIENCE_S) -> bool:
-    """Take an array, or all that are up, out of the kernel, each when nobody uses its LUNs any more. Whether all are down now."""
+    """Take an array, or all that are up, out of the kernel, each when nobody uses its LUNs any more. Whether all are down now.
+
+    Each is opened once: to find its drives is to look at others' too, which are in use for that long, and so is what they lie on.
+    """
     from blkrecov.array import Array
 
     pending = {key: name for name, key in arrays_up().items() if array in (None, key, name)}
@@ -85,23 +89,30 @@ def stop(settings: Settings, array: str | None = None, patience_s: float = PATIE
     told: dict[str, str] = {}
     failed: dict[str, str] = {}
     end = time.monotonic() + patience_s
-    while pending:
-        for key, name in list(pending.items()):
-            try:
-                with Array.opened(settings, key) as opened:
-                    opened.stop()
-                del pending[key]
-            except DeviceInUse as error:
-                if told.get(key) != error.message and patience_s:
-                    log.warning("array %s is waited for: %s", name, error.message)
-                told[key] = error.message
-            except (BlkrecovError, OSError) as error:
-                failed[name] = str(error)
-                del pending[key]
-        if time.monotonic() >= end:
-            break
-        if pending:
-            time.sleep(AGAIN_S)
+    opened: dict[str, Array] = {}
+    with ExitStack() as closing:
+        while pending:
+            for key, name in list(pending.items()):
+                try:
+                    if key in opened:
+                        opened[key].catch_up()
+                    else:
+                        opened[key] = closing.enter_context(Array.opened(settings, key))
+                    opened[key].stop()
+                    del pending[key]
+                except DeviceInUse as error:
+                    if told.get(key) != error.message and patience_s:
+                        log.warning("array %s is waited for: %s", name, error.message)
+                    told[key] = error.message
+                except (BlkrecovError, OSError) as error:
+                    failed[name] = str(error)
+                    del pending[key]
+            if not pending or time.monotonic() >= end:
+                break
+            with ExitStack() as waiting:
+                for each in opened.values():
+                    waiting.enter_context(each.unlocked())
+                time.sleep(AGAIN_S)
     failed |= {name: told[key] for key, name in pending.items()}
     for name, why in failed.items():
         log.error("array %s stays up: %s", name, why)

@@ -1155,14 +1155,20 @@ class Engine:
             document = document.with_task(task)
         self.store(msgspec.structs.replace(document, running=""))
         note_stopped(self._settings, self.document.array, stopped=True)
+        devices = []
         for drive in self.document.drives:
             device = self._backings.get(drive.uuid) or self._device_of(drive)
             if device is not None:
                 self._actor.act(DetachLoop(drive.name, device))
+                devices.append(device)
         # udev looks at what was opened for writing just now; a device is detached when nobody has it open. It may look in vain at
         # something else of this machine, which is no matter of ours.
         with suppress(TimedOut):
             udev.settle(UDEV_PATIENCE_S)
+        # So may another of our processes, which looks for its own drives. Until then the file system below cannot be unmounted.
+        deadline = time.monotonic() + UDEV_PATIENCE_S
+        while any(loop.is_attached(device) for device in devices) and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     # Views.
 

@@ -205,6 +205,11 @@ def find(path: str) -> LoopDevice | None:
     return backed_by(Inode(status.st_dev, status.st_ino))
 
 
+def is_attached(device: str) -> bool:
+    """Whether a loop device has a file, which is in use for that long. False for other devices."""
+    return Path("/sys/block", Path(device).name, "loop/backing_file").exists()
+
+
 def backed_by(backing: Inode) -> LoopDevice | None:
     """The same of a file that was looked at, whatever its name is by now."""
     return next((device for device in attached() if device.backing == backing), None)
