@@ -36,7 +36,7 @@ from typing import Final
 from urllib.parse import quote
 from uuid import UUID
 
-from blkrecov.errors import DeviceInUse
+from blkrecov.errors import DeviceInUse, resources
 from blkrecov.settings import Settings
 
 PATIENCE_S: Final = 60.0
@@ -157,19 +157,20 @@ def naming(settings: Settings) -> Iterator[None]:
 
 def _open(settings: Settings, name: str, *, to_read: bool = True) -> int:
     """On a file system that has become read-only the file is there, and to lock all of it takes no right to write; where it never
-    was, and for bytes of it (`to_read` is false), everybody meets in /run.
+    was, and for bytes of it (`to_read` is false), everybody meets in /run. Raises: OutOfResources.
     """
-    try:
-        settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return os.open(settings.state / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        if error.errno != errno.EROFS:
-            raise
-    with suppress(FileNotFoundError):
-        if to_read:
-            return os.open(settings.state / name, os.O_RDONLY | os.O_CLOEXEC)
-    settings.volatile.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return os.open(settings.volatile / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with resources():
+        try:
+            settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return os.open(settings.state / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+        with suppress(FileNotFoundError):
+            if to_read:
+                return os.open(settings.state / name, os.O_RDONLY | os.O_CLOEXEC)
+        settings.volatile.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return os.open(settings.volatile / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def _try(descriptor: int) -> bool:

@@ -531,6 +531,12 @@ class Lab:
         forget_power_cuts()
         run("mount", "--bind", str(boot), str(BOOT_ID))
 
+    def forget(self, name: str) -> None:
+        """Have this machine know nothing of an array."""
+        for file in self.state.glob("*.json"):
+            if json.loads(file.read_text())["name"] == name:
+                file.unlink()
+
     def sequence(self) -> int:
         """The version of the configuration that the drives carry."""
         with self.opened() as array:

@@ -17,7 +17,7 @@ from blkrecov.bus.interfaces import ARRAY, DRIVE, LUN, TASK
 from blkrecov.settings import CONFIGURATION
 from blkrecov.units import MIB
 from tests.kernel.buslab import HERE, LUN_SIZE, Client, made, running, size, slowly
-from tests.kernel.lab import DEADLINE_S, Lab, Slow, fill, run
+from tests.kernel.lab import DEADLINE_S, Lab, Slow, fill
 from tests.kernel.lab import DRIVE as DRIVE_SIZE
 
 PORT: Final = 9835
@@ -105,7 +105,7 @@ def test_a_stuck_array_holds_up_no_scrape(slow: Slow, lab: Lab, client: Client, 
         client.call(array, ARRAY, "AddDrive", "sa{sv}", path, options)
         lab.drives.append("far")
         before = scraped(on_port)
-        run("dmsetup", "suspend", "--noflush", "--nolockfs", "lab-slow")
+        slow.delay(300_000)
         try:
             wanted = ("away", "linear", MIB, {"drives": Variant("as", ["far"])})
             stuck = client.begin(array, ARRAY, "CreateLun", "ssta{sv}", *wanted)
@@ -117,7 +117,7 @@ def test_a_stuck_array_holds_up_no_scrape(slow: Slow, lab: Lab, client: Client, 
             now = scraped(on_port)
             took_s = time.monotonic() - began
         finally:
-            run("dmsetup", "resume", "lab-slow")
+            slow.delay(0)  # What waits is let go.
         print(f"metrics: a scrape beside a stuck array took {1000 * took_s:.0f} ms")
         assert took_s < 2
         lun = frozenset({"lab", "vol"})

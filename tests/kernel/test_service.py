@@ -99,7 +99,7 @@ def test_each_event_is_in_the_journal_once(service: Service, lab: Lab, client: C
         "BLKRECOV_DRIVE": "d0",
         "BLKRECOV_REMEDY": "mend it and bring it back with: blkrecov drive reconnect d0",
     }
-    assert (failed["PRIORITY"], failed["SYSLOG_IDENTIFIER"], failed["_TRANSPORT"]) == ("4", "blkrecov", "journal")
+    assert (failed["PRIORITY"], failed["SYSLOG_IDENTIFIER"], failed["_TRANSPORT"]) == ("4", "blkrecovd", "journal")
 
     task = client.call(vol, LUN, "Recover", "a{sv}", {})
     assert client.call(task, TASK, "Wait", "a{sv}", {})[0] == "completed"

@@ -70,7 +70,7 @@ def test_status_shows_all_arrays(lab: Lab) -> None:
     assert told.status == 1
     assert {view["name"]: view["healthy"] for view in told.json["arrays"]} == {"lab": False, "other": True}
     assert blkrecov(lab, "status", "--array", "other").status == 0
-    (lab.state / "other.json").unlink()
+    lab.forget("other")
     blkrecov(lab, "drive", "reconnect", "d0")
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -224,7 +225,7 @@ def test_arrays_beside_a_stuck_one_are_opened_changed_and_made(slow: Slow, lab: 
                 pass
             print(f"stuck: three other things beside a stuck array took {time.monotonic() - began:.1f} s")
         array.stop()
-    (lab.state / "third.json").unlink()
+    lab.forget("third")
 
 
 def test_whom_the_kernel_holds_is_not_waited_for(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +273,7 @@ def test_one_file_becomes_a_drive_of_one_array(lab: Lab) -> None:
     assert answers in (["lab", "refused"], ["other", "refused"])
     with other.opened() as array:
         array.stop()
-    (lab.state / "other.json").unlink()
+    lab.forget("other")
 
 
 # What wakes a daemon.
@@ -282,6 +283,8 @@ def test_an_array_without_drives_is_not_polled_and_opens_when_they_come(lab: Lab
     with running(lab):
         made(client, lab)
     lab.stop()
+    for mark in Path("/run/blkrecov").glob("*.stopped"):
+        mark.unlink()  # As after a boot.
     # As deep as nobody looks.
     away = lab.directory / "away" / "far"
     away.mkdir(parents=True)
