@@ -36,7 +36,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 LANES: Final = ("check", "unit", "kernel", "crash", "system")
 # Guests wait as much as they work: two of them leave a third of two cores idle.
 AT_ONCE: Final = 3
-# Files that take minutes, the longest first; what is not named here takes less.
+# Files that take minutes, the longest first, and those whose bus would be in others' way; what is not named here takes less.
 SLOWEST: Final = (
     "test_ways.py",
     "test_matrix_parity.py",
@@ -51,6 +51,9 @@ SLOWEST: Final = (
     "test_remove.py",
     "test_luns.py",
     "test_metrics.py",
+    "test_stuck.py",
+    "test_bus.py",
+    "test_service.py",
     "test_resync_cut.py",
     "test_control_cut.py",
 )

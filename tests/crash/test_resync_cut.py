@@ -84,8 +84,8 @@ def told(cut: Json) -> str:
 
 
 def test_the_power_goes_at_as_many_moments_as_asked_for(cuts: list[Json]) -> None:
-    """Of these, one is a machine's whose memory is gone, or six. They meet a resync while it copies; twenty of them, in each of its
-    states.
+    """Of these, one is a machine's whose memory is gone, or six. They meet a resync while it copies; twenty of them
+    meet it in each of its states.
     """
     assert len(cuts) >= sum(MOMENTS.values())
     assert sum(cut["how"] == "killed" for cut in cuts) >= KILLS
