@@ -129,7 +129,7 @@ def by_bus(heard: Heard) -> Json:
             call(named(DRIVE, "d1", array), DRIVE, "Fail a{sv} 0")
             (recovery, state), *_ = until("the recovery's end", lambda: heard.completed(array))
             report["meanwhile"] = files.written - before
-        report["recovery"] = [state, heard.members(recovery)[-1], heard.changes(recovery, "Percent")[-1]]
+        report["recovery"] = [state, heard.members(recovery)[-1], get(recovery, TASK, "Percent")]
         report["health"] = heard.changes(vol, "Health")
         report["drives"] = [get(member[1], DRIVE, "Name") for member in get(vol, LUN, "Members")]
         report["recovered"] = files.are_there()
