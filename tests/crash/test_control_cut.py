@@ -17,7 +17,7 @@ from tests.crash.conftest import ROUNDS, SEED
 from tests.crash.power import Json, Machine
 
 DISK_MIB: Final = 320
-OF_EACH: Final = 3
+OF_EACH: Final = 2
 
 
 def sampled(operations: tuple[str, ...]) -> tuple[str, ...]:

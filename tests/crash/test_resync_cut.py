@@ -17,7 +17,7 @@ from tests.crash.conftest import ROUNDS
 from tests.crash.power import Json, Machine
 
 DISKS_MIB: Final = (128,) * 4
-MOMENTS: Final = {"start": 3, "copy": 4, "finish": 3} if ROUNDS <= 2 else {"start": 6, "copy": 8, "finish": 6}
+MOMENTS: Final = {"start": 2, "copy": 3, "finish": 2} if ROUNDS <= 2 else {"start": 6, "copy": 8, "finish": 6}
 """By stage; their sum is how often the power goes."""
 KILLS: Final = 1 if ROUNDS <= 2 else 6
 SCENARIOS: Final = ("origin", "other", "both")

@@ -20,14 +20,14 @@ _M_MMAP_THRESHOLD: Final = -3
 # Of the cases in these files one of so many is taken.
 SHARES: Final = {
     "test_matrix_": 8,
-    "test_layouts": 4,
+    "test_layouts": 6,
     "test_snapshots": 4,
     "test_reconnect": 3,
     "test_replace": 2,
     "test_revival": 2,
-    "test_bad_input": 3,
-    "test_luns": 2,
-    "test_restart": 2,
+    "test_bad_input": 4,
+    "test_luns": 3,
+    "test_restart": 3,
     "test_remove": 2,
 }
 _told: Final[list[str]] = []

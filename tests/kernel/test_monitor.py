@@ -271,6 +271,7 @@ def test_recoveries_that_share_a_drive_take_turns_and_others_run_beside_them(lab
             assert (checksum(disk, 8 * MIB), disagreements(array, name)) == (digests[name], []), name
 
 
+@pytest.mark.long
 def test_nothing_is_done_unless_wanted_and_what_cannot_be_is_told_once(lab: Lab) -> None:
     """Off, or by default without a hot spare, a failure is told with what to do about it. A drive that fits is all it takes."""
     lab.create(2)

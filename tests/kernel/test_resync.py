@@ -705,6 +705,7 @@ def test_a_restore_goes_on_at_the_region_where_it_was_after_a_power_cut(slow: Sl
 # Given up.
 
 
+@pytest.mark.long
 def test_a_cancelled_restore_with_undo_leaves_everything_as_it_was(slow: Slow, lab: Lab) -> None:
     """Byte for byte: what had been overwritten by then is put back from a shadow copy that goes with the task. A power cut in the
     middle of that changes nothing.
@@ -781,6 +782,7 @@ def five(ext4: Path) -> Iterator[Lab]:
         yield lab
 
 
+@pytest.mark.long
 def test_all_layouts_go_back_to_what_they_were_in_one_call(five: Lab) -> None:
     """Onto their origins, of which each has another shadow copy: that sees the restore as any other write."""
     with five.opened() as array:

@@ -616,6 +616,7 @@ def mounted(disk: str, point: Path) -> Iterator[None]:
         run("umount", str(point))
 
 
+@pytest.mark.long
 def test_holders_and_dangers(lab: Lab, table: Table) -> None:
     """What cannot be done now. A target that is held, or holds a later moment, is restored for who types its identity in full."""
     lab.create(4)
@@ -767,6 +768,7 @@ def _leave(array: Array, length: int) -> None:
     lun(array, f"filler{length}", "linear", free - length, exported=False)
 
 
+@pytest.mark.long
 def test_found_by_information(lab: Lab, table: Table) -> None:
     """VDS_LUN_INFORMATION as it was saved finds its LUNs, before a restart and after; what identifies nothing finds none."""
     lab.create(2)

@@ -629,6 +629,7 @@ def moved(array: Array, name: str, old: str, new: str) -> Task:
     return array.wait(array.start(proposal, task).id, timeout_s=DEADLINE_S)
 
 
+@pytest.mark.long
 def test_an_origin_is_recovered_moved_and_extended_under_its_shadow_copies(lab: Lab) -> None:
     """A drive fails while both are written to; the origin is recovered, moves to another drive, grows: contents stay."""
     lab.create(3, spares=2)
@@ -942,6 +943,7 @@ PLANS = [
 ]
 
 
+@pytest.mark.long
 def test_what_is_refused_or_planned_changes_nothing(lab: Lab) -> None:
     """Each refusal with its code, and what to do about it; a plan has steps, and none of them is taken."""
     lab.create(3)
