@@ -186,7 +186,7 @@ def test_what_has_moved_when_it_is_cancelled_stays_moved(slow: Slow, lab: Lab) -
         array.add_drive(str(slow.directory / "s0"), size=WIDE, name="s0", spare=False, force=False)
         digests = two_linear(array)
         before = our_devices()
-        slow.delay(20)
+        slow.delay(40)
         task = begin(array)
         assert [child.state for child in children(array, task)] == [TaskState.IN_PROGRESS, TaskState.QUEUED]
 
