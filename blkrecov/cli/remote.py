@@ -8,7 +8,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, Self, TypeVar
 from uuid import UUID
@@ -98,8 +98,7 @@ class Bus:
     def call(self, path: str, interface: str, name: str, /, *arguments: Any, **options: Any) -> Sequence[Any]:
         """A method of ours, with its options by their names. Raises: Told, AccessDenied, ObjectNotFound, DaemonGone."""
         method = _method(interface, name)
-        given = {key: Variant(_type(method, key), plain(value)) for key, value in options.items()}
-        body = [*plain(arguments), given]
+        body = [*plain(arguments), _given(method, options)]
         if method.reads:
             return self._run(self._patiently(lambda: self._ask(NAME, path, interface, name, method.signature, body)))
         try:
@@ -291,9 +290,7 @@ class Remote:
         given = [
             Variant(argument.type, plain(value)) for argument, value in zip(method.takes[:-1], arguments, strict=True)
         ]
-        given.append(
-            Variant("a{sv}", {key: Variant(_type(method, key), plain(value)) for key, value in options.items()})
-        )
+        given.append(Variant("a{sv}", _given(method, options)))
         (steps,) = self._bus.ask(path, wanted.interface, "Plan", "sava{sv}", [wanted.method, given, {}])
         return list(steps)
 
@@ -351,8 +348,10 @@ def _method(interface: str, name: str) -> Method:
     return method
 
 
-def _type(method: Method, option: str) -> str:
-    return (method.options or {})[option]
+def _given(method: Method, options: Mapping[str, Any]) -> dict[str, Variant]:
+    """Options, each as a variant of its type."""
+    types = method.options or {}
+    return {name: Variant(types[name], plain(value)) for name, value in options.items()}
 
 
 def _error(reply: Message) -> BlkrecovError:
