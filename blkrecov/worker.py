@@ -77,16 +77,11 @@ class Worker:
         self._thread.start()
 
     def end(self) -> None:
-        """Let go of the array, which stays as it is. Returns at once: join()."""
+        """Let go of the array, which stays as it is. Returns at once; `alive` tells when it has."""
         self._ended = True
         if (monitor := self._monitor) is not None:
             monitor.end()
         self._rouse()
-
-    def join(self, timeout_s: float) -> bool:
-        """Whether the thread has ended by then."""
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
 
     def wake(self) -> None:
         """Look again whether there is something to do."""
