@@ -33,6 +33,7 @@ from blkrecov.cli import main as cli_main
 from blkrecov.cli.common import Options
 from blkrecov.dm.control import Control
 from blkrecov.dm.events import EventWatcher
+from blkrecov.dm.speed import SpeedLimits
 from blkrecov.dm.table import ErrorTable
 from blkrecov.engine import create_array
 from blkrecov.geometry import Request
@@ -107,6 +108,8 @@ def tables() -> str:
 
 
 def forget_power_cuts() -> None:
+    """This machine's own boot goes on. Another one's limits for md are put back: the kernel would have forgotten them."""
+    SpeedLimits().restore()
     while _is_mounted(BOOT_ID):
         run("umount", str(BOOT_ID))
 

@@ -26,7 +26,6 @@ from blkrecov import tasks
 from blkrecov.array import Array
 from blkrecov.dm import counters, names
 from blkrecov.dm.control import Control
-from blkrecov.dm.speed import SpeedLimits
 from blkrecov.dm.status import LegHealth
 from blkrecov.dm.table import ErrorTable
 from blkrecov.errors import Code, ObjectFailed
@@ -274,12 +273,11 @@ class Rig:
             self._files.mount()
 
     def power_cut(self, meanwhile: Callable[[], None] | None = None) -> None:
-        """All at once, with a write under way if there is a Writer. The kernel forgets its limits, too."""
+        """All at once, with a write under way if there is a Writer."""
         assert self._files is None
         for written in self._written:
             written.cut = True
         self.close()
-        SpeedLimits().restore()
         self.lab.power_cut()
         for written in self._written:
             if self.shape.parity and written.writer._under_way:
