@@ -8,15 +8,16 @@ blkrecov.rows.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias
+from uuid import UUID
 
 import msgspec
 
 from blkrecov import rows
 from blkrecov.array import Array
 from blkrecov.bus.interfaces import ARRAY, DRIVE, LUN, SHADOW, TASK
-from blkrecov.bus.objects import array_path, task_path, uuid_of
+from blkrecov.bus.objects import array_path, task_path
 from blkrecov.dm.control import Control
-from blkrecov.errors import ObjectNotFound
+from blkrecov.errors import BlkrecovError, Code
 from blkrecov.methods import HANDLERS, Prepared, plan_resync, resync
 from blkrecov.overview import sample
 from blkrecov.running import Progress
@@ -57,6 +58,14 @@ def request(interface: str, method: str, *arguments: Any, of: str | None = None,
     return Request(interface, method, named, arguments, given)
 
 
+class Reported(BlkrecovError):
+    """An error that others have met, as they tell it: the daemon's answer, or how a task ended."""
+
+    def __init__(self, code: Code, message: str, remedy: str) -> None:
+        super().__init__(message, remedy=remedy)
+        self.code = code  # type: ignore[misc]
+
+
 class Access(Protocol):
     """An array within a command's reach. All of it raises what the methods do."""
 
@@ -73,6 +82,9 @@ class Access(Protocol):
 
     def path(self, named: Named) -> str:
         """The object's path on the bus. Raises: ObjectNotFound, ObjectDeleted."""
+
+    def row(self, path: str) -> Json:
+        """One of drives(), luns() or tasks(), by its path. Raises: ObjectNotFound, ObjectDeleted."""
 
     def call(self, wanted: Request) -> Sequence[Any]:
         """What the method gives; objects are paths."""
@@ -92,24 +104,11 @@ class Access(Protocol):
 
 
 def drive(access: Access, name: str) -> Json:
-    return at(access, access.path(Named("drive", name)))
+    return access.row(access.path(Named("drive", name)))
 
 
 def lun(access: Access, name: str) -> Json:
-    return at(access, access.path(Named("lun", name)))
-
-
-def at(access: Access, path: str) -> Json:
-    """The row of an object, by its path."""
-    if path.rpartition("/")[0].endswith("/task"):
-        number = int(path.rpartition("/")[2])
-        return next(row for row in access.tasks() if row["id"] == number)
-    found = access.drives() if "/drive/" in path else access.luns()
-    uuid = str(uuid_of(path))
-    for row in found:
-        if row["uuid"] == uuid:
-            return row
-    raise ObjectNotFound(f"there is no {path} any more")
+    return access.row(access.path(Named("lun", name)))
 
 
 def array_view(access: Access) -> Json:
@@ -140,6 +139,17 @@ class Local:
     def path(self, named: Named) -> str:
         (path,) = HANDLERS[ARRAY, "Find"](self._array, "", (named.kind, named.name), {}).act()
         return str(path)
+
+    def row(self, path: str) -> Json:
+        kind, word = path.split("/")[-2:]
+        document = self._array.document
+        match kind:
+            case "task":
+                return rows.task(self._array, document.task(int(word)))
+            case "drive":
+                return rows.drive(self._array, document.drive(str(UUID(word))))
+            case _:
+                return rows.lun(self._array, document.lun(str(UUID(word))))
 
     def call(self, wanted: Request) -> Sequence[Any]:
         return self._prepared(wanted).act()

@@ -10,7 +10,7 @@ import msgspec
 from blkrecov.bus.interfaces import ARRAY, DRIVE
 from blkrecov.cli import access, complete
 from blkrecov.cli import map as drive_map
-from blkrecov.cli.access import Named, at, request
+from blkrecov.cli.access import Named, request
 from blkrecov.cli.common import common, console, options, reached, say, show_json, show_plan, table
 from blkrecov.cli.task import follow, run, tell, tell_all
 from blkrecov.model import Fault
@@ -61,7 +61,7 @@ def add(path: str, size: str | None, name: str | None, spare: bool, force: bool,
         if plan:
             show_plan(array.plan(wanted))
             return
-        drive = at(array, *array.call(wanted))
+        drive = array.row(*array.call(wanted))
     if options().json:
         show_json(drive)
     word = ", a hot spare" if spare else ""
@@ -176,7 +176,7 @@ def replace(old: str, new: str | None, no_wait: bool, plan: bool) -> None:
             show_plan(array.plan(wanted))
             return
         (paths,) = array.call(wanted)
-        begun = [at(array, path) for path in paths]
+        begun = [array.row(path) for path in paths]
         for task in begun:
             say(task["why"])
         if not begun:
@@ -223,7 +223,7 @@ def remove(name: str, no_wait: bool, plan: bool) -> None:
         if plan:
             show_plan(array.plan(wanted))
             return
-        task = at(array, *array.call(wanted))
+        task = array.row(*array.call(wanted))
         if task["why"]:
             say(task["why"])
         if not no_wait and task["state"] not in ENDED:

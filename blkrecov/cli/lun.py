@@ -6,7 +6,7 @@ import click
 
 from blkrecov.bus.interfaces import ARRAY, LUN
 from blkrecov.cli import access, complete
-from blkrecov.cli.access import Access, at, request
+from blkrecov.cli.access import Access, request
 from blkrecov.cli.common import common, listed, options, reached, say, show_json, show_plan, table
 from blkrecov.errors import InvalidArgument, ObjectNotFound
 from blkrecov.model import Layout
@@ -55,7 +55,7 @@ def create(
         if plan:
             show_plan(array.plan(wanted))
             return
-        lun = at(array, *array.call(wanted))
+        lun = array.row(*array.call(wanted))
     if options().json:
         show_json(lun)
     say(f"LUN {name} made: {layout}, {format_size(lun['size'])}, {lun['device'] or lun['node']}")

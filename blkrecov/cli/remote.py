@@ -31,7 +31,7 @@ from blkrecov.bus.interfaces import (
     Method,
 )
 from blkrecov.bus.objects import ROOT, plain, task_path, task_row, uuid_of
-from blkrecov.cli.access import Named, OnProgress, Pairs, Request, resolved
+from blkrecov.cli.access import Named, OnProgress, Pairs, Reported, Request, resolved
 from blkrecov.engine import choose
 from blkrecov.errors import AccessDenied, BlkrecovError, Code, ObjectDeleted, ProviderFailure, TimedOut
 from blkrecov.events import Event
@@ -47,14 +47,6 @@ RESTART_S: Final = 30.0
 AGAIN_S: Final = 0.2
 _STANDARD: Final = "org.freedesktop.DBus.Error."
 _GONE: Final = tuple(f"{_STANDARD}{word}" for word in ("NoReply", "ServiceUnknown", "NameHasNoOwner"))
-
-
-class Told(BlkrecovError):
-    """An error that the daemon has answered with: its own code, message and remedy."""
-
-    def __init__(self, code: Code, message: str, remedy: str) -> None:
-        super().__init__(message, remedy=remedy)
-        self.code = code  # type: ignore[misc]
 
 
 class DaemonGone(ProviderFailure):
@@ -96,7 +88,7 @@ class Bus:
         return bool(self._run(self._ask(DAEMON, "/org/freedesktop/DBus", DAEMON, "NameHasOwner", "s", [name]))[0])
 
     def call(self, path: str, interface: str, name: str, /, *arguments: Any, **options: Any) -> Sequence[Any]:
-        """A method of ours, with its options by their names. Raises: Told, AccessDenied, ObjectNotFound, DaemonGone."""
+        """A method of ours, with its options by their names. Raises: Reported, AccessDenied, ObjectNotFound, DaemonGone."""
         method = _method(interface, name)
         body = [*plain(arguments), _given(method, options)]
         if method.reads:
@@ -279,6 +271,14 @@ class Remote:
         (path,) = self._bus.call(self._path, ARRAY, "Find", named.kind, named.name)
         return str(path)
 
+    def row(self, path: str) -> Json:
+        kind, word = path.split("/")[-2:]
+        rows = {"task": self.tasks, "drive": self.drives, "lun": self.luns}[kind]()
+        found = [row for row in rows if word == (str(row["id"]) if kind == "task" else UUID(row["uuid"]).hex)]
+        if not found:
+            raise ObjectDeleted(f"there is no {path} any more")
+        return found[0]
+
     def call(self, wanted: Request) -> Sequence[Any]:
         path, arguments, options = self._meant(wanted)
         self._state = None
@@ -360,7 +360,7 @@ def _error(reply: Message) -> BlkrecovError:
     message = words[0] if words else name
     if name.startswith(ERRORS):
         remedy = words[2] if len(words) > 2 else ""
-        return Told(Code[name.removeprefix(ERRORS)], message.removesuffix(f"\n{remedy}"), remedy)
+        return Reported(Code[name.removeprefix(ERRORS)], message.removesuffix(f"\n{remedy}"), remedy)
     if name == f"{_STANDARD}AccessDenied":
         return AccessDenied(
             "the daemon tells nothing to this user, or takes no orders from it",

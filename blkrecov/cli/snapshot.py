@@ -8,7 +8,7 @@ import click
 from blkrecov.bus.interfaces import ARRAY, SHADOW
 from blkrecov.bus.objects import NONE
 from blkrecov.cli import access, complete
-from blkrecov.cli.access import Access, Named, at, request
+from blkrecov.cli.access import Access, Named, request
 from blkrecov.cli.common import common, listed, options, reached, say, show_json, show_plan, table
 from blkrecov.cli.lun import remove
 from blkrecov.cli.task import run_begun
@@ -73,7 +73,7 @@ def create(
         if task != NONE:
             run_begun(array, task, no_wait=no_wait)
             return
-        views = [at(array, path) for path in made]
+        views = [array.row(path) for path in made]
     if options().json:
         show_json(views if len(views) > 1 else views[0])
     for view in views:

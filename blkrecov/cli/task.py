@@ -10,23 +10,15 @@ from contextlib import contextmanager
 import click
 
 from blkrecov.bus.interfaces import TASK
-from blkrecov.cli.access import Access, Named, OnProgress, Request, at, request
+from blkrecov.cli.access import Access, Named, OnProgress, Reported, Request, request
 from blkrecov.cli.common import common, console, options, rates, reached, say, show_json, show_plan, table
-from blkrecov.errors import BlkrecovError, Code
+from blkrecov.errors import Code
 from blkrecov.model import TaskState
 from blkrecov.state import ENDED
 from blkrecov.units import format_size
 from blkrecov.views import Json
 
 WINDOW_S = 3.0
-
-
-class TaskEnded(BlkrecovError):
-    """A task ended badly: its own code, message and remedy."""
-
-    def __init__(self, task: Json) -> None:
-        super().__init__(task["message"], remedy=task["remedy"])
-        self.code = Code[task["code"]]  # type: ignore[misc]
 
 
 @click.group("task")
@@ -138,7 +130,7 @@ def rate(number: int, rate_min: int | None, rate_max: int | None) -> None:
 
 
 def _task(array: Access, number: int) -> Json:
-    return at(array, array.path(Named("task", str(number))))
+    return array.row(array.path(Named("task", str(number))))
 
 
 def run(array: Access, wanted: Request, *, plan: bool, no_wait: bool) -> None:
@@ -152,20 +144,20 @@ def run(array: Access, wanted: Request, *, plan: bool, no_wait: bool) -> None:
 
 def run_begun(array: Access, path: str, *, no_wait: bool) -> None:
     """Wait for the task of this path, unless the command's options say not to."""
-    task = at(array, path)
+    task = array.row(path)
     say(task["why"])
     tell(task if no_wait else follow(array, task["id"]))
 
 
 def tell(task: Json, **more: Json) -> None:
-    """Print a task, with more in its JSON. Raises TaskEnded for one that failed or was cancelled, so the exit status says so."""
+    """Print a task, with more in its JSON. Raises Reported for one that failed or was cancelled, so the exit status says so."""
     if options().json:
         show_json({**task, **more})
     _tell([task])
 
 
 def tell_all(tasks: Sequence[Json]) -> None:
-    """Print the tasks of one command. Raises TaskEnded for the first that ended badly."""
+    """Print the tasks of one command. Raises Reported for the first that ended badly."""
     if options().json:
         show_json(list(tasks))
     _tell(tasks)
@@ -182,7 +174,7 @@ def _tell(tasks: Sequence[Json]) -> None:
             say(f"  the kernel moved {format_size(moved['kernel'])}, this program {format_size(moved['process'])}")
     for task in tasks:
         if task["state"] in (TaskState.FAILED, TaskState.CANCELLED):
-            raise TaskEnded(task)
+            raise Reported(Code[task["code"]], task["message"], task["remedy"])
 
 
 def follow(array: Access, number: int, timeout_s: float | None = None) -> Json:
