@@ -27,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from blkrecov import blockdev
 from blkrecov.dm.abi import (
     COMMANDS,
     HEADER,
@@ -46,7 +47,7 @@ from blkrecov.dm.abi import (
     udev_event,
 )
 from blkrecov.dm.kmsg import LogMark
-from blkrecov.dm.stalled import PATIENCE_S, Stalled, directory, hangs
+from blkrecov.dm.stalled import PATIENCE_S, Stalled, hangs
 from blkrecov.dm.table import Table
 from blkrecov.errors import AccessDenied, BlkrecovError, Code, NotSupported, ProviderFailure, pass_on_exhaustion
 from blkrecov.units import Sectors
@@ -486,7 +487,7 @@ class _Watch:
     """Beside a call that waits for a device's requests: interrupts it when none of them ends any more."""
 
     def __init__(self, info: DeviceInfo) -> None:
-        self._device = directory(*info.number)
+        self._device = blockdev.SYSFS / str(info.number)
         self._caller = threading.get_ident()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"suspend {info.name}", daemon=True)

@@ -8,20 +8,20 @@ does one on which the kernel counts nothing: dm-delay's requests are under way f
 accounts_remapped_io), and an empty flush never is (block/blk-flush.c).
 """
 
-import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from blkrecov import blockdev
+from blkrecov.blockdev import text
 from blkrecov.errors import BlkrecovError, Code
 
 # A disk that spins up takes longer; it is not asked then, and is no worse for it.
 PATIENCE_S: Final = 8.0
 
-_SYSFS: Final = Path("/sys/dev/block")
 _FIRST_S: Final = 0.001
 _PAUSE_S: Final = 0.25
 # Of /sys/block/*/stat: reads, writes, discards and flushes that have ended (Documentation/block/stat.rst).
@@ -42,9 +42,10 @@ def refuse_stalled(path: str) -> None:
 
     Raises: Stalled, naming what holds it up.
     """
-    if suspended := below_is_suspended(path):
+    devices = _below(path)
+    if suspended := _suspended(path, devices):
         raise suspended
-    for device in _below(path):
+    for device in devices:
         if hangs(device):
             raise Stalled(
                 f"{path} does not answer: no request to {device.name} has come back for {PATIENCE_S:g} s",
@@ -54,18 +55,7 @@ def refuse_stalled(path: str) -> None:
 
 def below_is_suspended(path: str) -> Stalled | None:
     """What there is to say of a path at or below which a device is suspended. Waits for nothing."""
-    for device in _below(path):
-        if _read(device / "dm/suspended") == "1":
-            name = _read(device / "dm/name")
-            return Stalled(
-                f"{path} does not answer: {name} is suspended", remedy=f"let it go on with: dmsetup resume {name}"
-            )
-    return None
-
-
-def directory(major: int, minor: int) -> Path:
-    """A block device in sysfs."""
-    return _SYSFS / f"{major}:{minor}"
+    return _suspended(path, _below(path))
 
 
 def hangs(device: Path, ended: threading.Event | None = None) -> bool:
@@ -73,9 +63,11 @@ def hangs(device: Path, ended: threading.Event | None = None) -> bool:
 
     `ended` says that nobody wants to know any more.
     """
+    if not _is_at_work(device):
+        return False
     before, pause_s = _ended(device), _FIRST_S
     deadline = time.monotonic() + (0.0 if _hung.get(device.name) == before else PATIENCE_S)
-    while any(word != "0" for word in _read(device / "inflight").split()):
+    while _is_at_work(device):
         if _ended(device) != before:
             break
         if time.monotonic() >= deadline:
@@ -89,39 +81,36 @@ def hangs(device: Path, ended: threading.Event | None = None) -> bool:
     return False
 
 
-def _below(path: str) -> Iterator[Path]:
-    """The block device that a path is or lies on and all that this stands on, from the top down, as directories in sysfs."""
+def _suspended(path: str, devices: Iterable[Path]) -> Stalled | None:
+    for device in devices:
+        if device.name.startswith("dm-") and text(device / "dm/suspended") == "1":
+            name = text(device / "dm/name")
+            return Stalled(
+                f"{path} does not answer: {name} is suspended", remedy=f"let it go on with: dmsetup resume {name}"
+            )
+    return None
+
+
+def _below(path: str) -> tuple[Path, ...]:
+    """The block device that a path is or lies on, and all that this stands on."""
     try:
         status = Path(path).stat()
     except OSError:
-        return
-    pending, seen = [status.st_rdev or status.st_dev], set()
-    while pending:
-        number = pending.pop()
-        device = directory(os.major(number), os.minor(number))
-        if number in seen or not device.exists():  # A file system that lies on no block device, perhaps.
-            continue
-        seen.add(number)
-        device = device.resolve()
-        if (device / "partition").exists():
-            device = device.parent
-        yield device
-        for below in device.glob("slaves/*/dev"):
-            major, _, minor = _read(below).partition(":")
-            if minor:
-                pending.append(os.makedev(int(major), int(minor)))
-        if file := _read(device / "loop/backing_file"):
-            with suppress(OSError):
-                pending.append(Path(file).stat().st_dev)
+        return ()
+    return tuple(blockdev.below(status.st_rdev or status.st_dev, _file_system))
+
+
+def _file_system(device: Path) -> Iterator[int]:
+    """Where the file of a loop device lies."""
+    if device.name.startswith("loop") and (file := text(device / "loop/backing_file")):
+        with suppress(OSError):
+            yield Path(file).stat().st_dev
+
+
+def _is_at_work(device: Path) -> bool:
+    return any(word != "0" for word in text(device / "inflight").split())
 
 
 def _ended(device: Path) -> tuple[str, ...]:
-    words = _read(device / "stat").split()
+    words = text(device / "stat").split()
     return tuple(words[index] for index in _ENDED if index < len(words))
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(errors="surrogateescape").strip()
-    except OSError:
-        return ""

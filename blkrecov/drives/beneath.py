@@ -9,10 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from blkrecov import blockdev
 from blkrecov.drives import loop
 from blkrecov.drives.probe import unescape
 
-_SYSFS: Final = Path("/sys/dev/block")
 _MOUNTINFO: Final = Path("/proc/self/mountinfo")
 
 
@@ -23,24 +23,15 @@ def devices(path: str, exported: Mapping[str, int]) -> Iterator[Path]:
     What cannot be followed ends there: network file systems, and those on several devices below their first.
     """
     files = {device.number: device.backing_file for device in loop.attached()}
-    pending, seen = [_number(path)], set()
-    while pending:
-        number = pending.pop()
-        device = _SYSFS / f"{os.major(number)}:{os.minor(number)}"
-        if number in seen or not device.exists():
-            continue
-        seen.add(number)
-        device = device.resolve()
-        if (device / "partition").exists():
-            device = device.parent
-        yield device
-        for below in device.glob("slaves/*/dev"):
-            major, _, minor = below.read_text().strip().partition(":")
-            pending.append(os.makedev(int(major), int(minor)))
-        if os.major(number) == loop.MAJOR and (file := files.get(int(device.name.removeprefix("loop")))):
-            pending.append(_number(file))
+
+    def further(device: Path) -> Iterator[int]:
+        word = device.name.removeprefix("loop")
+        if word.isdecimal() and (file := files.get(int(word))):
+            yield _number(file)
         if behind := exported.get(f"/dev/{device.name}"):
-            pending.append(behind)
+            yield behind
+
+    return blockdev.below(_number(path), further)
 
 
 def _number(path: str) -> int:

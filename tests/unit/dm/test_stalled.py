@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from blkrecov import blockdev
 from blkrecov.dm import stalled
 from blkrecov.dm.stalled import Stalled, below_is_suspended, hangs, refuse_stalled
 
@@ -13,24 +14,26 @@ from blkrecov.dm.stalled import Stalled, below_is_suspended, hangs, refuse_stall
 def sysfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A disk, of this very file system as it were, that stands on the device-mapper device slow."""
     number = tmp_path.stat().st_dev
-    top = tmp_path / f"{os.major(number)}:{os.minor(number)}"
-    made(top)
-    made(tmp_path / "253:7", name="slow")
-    (top / "slaves/dm-7").mkdir(parents=True)
-    (top / "slaves/dm-7/dev").write_text("253:7\n")
-    monkeypatch.setattr(stalled, "_SYSFS", tmp_path)
+    top = made(tmp_path, "sda", f"{os.major(number)}:{os.minor(number)}")
+    slow = made(tmp_path, "dm-7", "253:7", name="slow")
+    (top / "slaves/dm-7").symlink_to(slow)
+    monkeypatch.setattr(blockdev, "SYSFS", tmp_path)
     monkeypatch.setattr(stalled, "PATIENCE_S", 0.01)
     stalled._hung.clear()
     return tmp_path
 
 
-def made(device: Path, name: str = "") -> None:
-    device.mkdir()
+def made(sysfs: Path, disk: str, number: str, name: str = "") -> Path:
+    device = sysfs / "devices" / disk
+    (device / "slaves").mkdir(parents=True)
+    (sysfs / number).symlink_to(f"devices/{disk}")
+    (device / "dev").write_text(f"{number}\n")
     counts(device, ended=0, under_way=0)
     if name:
         (device / "dm").mkdir()
         (device / "dm/name").write_text(f"{name}\n")
         (device / "dm/suspended").write_text("0\n")
+    return device
 
 
 def counts(device: Path, *, ended: int, under_way: int) -> None:
@@ -61,7 +64,7 @@ def test_a_suspended_device_below_is_named(sysfs: Path) -> None:
 def test_a_device_below_on_which_no_request_ends_is_named(sysfs: Path) -> None:
     counts(sysfs / "253:7", ended=5, under_way=1)
     assert below_is_suspended(str(sysfs)) is None
-    with pytest.raises(Stalled, match="no request to 253:7 has come back"):
+    with pytest.raises(Stalled, match="no request to dm-7 has come back"):
         refuse_stalled(str(sysfs))
 
 

@@ -1,0 +1,60 @@
+"""Block devices as sysfs shows them: which there are below a file or another device, and what the kernel says of each.
+
+No device is asked, and none is waited for. Whoever opens a drive comes through here first, so it is the fewest calls that do.
+Kernel: Documentation/ABI/stable/sysfs-block.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+SYSFS: Final = Path("/sys/dev/block")
+# One attribute is a page at most (Documentation/filesystems/sysfs.rst).
+_PAGE: Final = 4096
+
+
+def text(attribute: Path) -> str:
+    """What an attribute says, without the end of its line; empty where there is none. A path may have bytes that are no UTF-8."""
+    try:
+        descriptor = os.open(attribute, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(descriptor, _PAGE).decode(errors="surrogateescape").rstrip("\n")
+    except OSError:  # The device is going.
+        return ""
+    finally:
+        os.close(descriptor)
+
+
+def directory(number: int) -> Path | None:
+    """The device of this number; None where there is none, as below file systems that lie on no block device."""
+    try:
+        link = (SYSFS / f"{os.major(number)}:{os.minor(number)}").readlink()
+    except OSError:
+        return None
+    return Path(os.path.normpath(SYSFS / link))
+
+
+def below(number: int, further: Callable[[Path], Iterable[int]]) -> Iterator[Path]:
+    """The device of this number, the disk in the place of a partition, and all that it stands on, from the top down.
+
+    sysfs tells what device-mapper and md stand on. `further` gives the numbers that it does not know.
+    """
+    pending, seen = [number], set()
+    while pending:
+        number = pending.pop()
+        if number in seen or (device := directory(number)) is None:
+            continue
+        seen.add(number)
+        if (device / "partition").exists():
+            device = device.parent
+        yield device
+        with suppress(OSError):  # The device is going.
+            for slave in (device / "slaves").iterdir():
+                major, _, minor = text(slave / "dev").partition(":")
+                if minor:
+                    pending.append(os.makedev(int(major), int(minor)))
+        pending.extend(further(device))
