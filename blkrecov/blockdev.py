@@ -6,9 +6,10 @@ Kernel: Documentation/ABI/stable/sysfs-block.
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
+
+from blkrecov.errors import pass_on_exhaustion
 
 SYSFS: Final = Path("/sys/dev/block")
 # One attribute is a page at most (Documentation/filesystems/sysfs.rst).
@@ -16,10 +17,14 @@ _PAGE: Final = 4096
 
 
 def text(attribute: Path) -> str:
-    """What an attribute says, without the end of its line; empty where there is none. A path may have bytes that are no UTF-8."""
+    """What an attribute says, without the end of its line; empty where there is none. A path may have bytes that are no UTF-8.
+
+    Raises: OSError when the process or the kernel has run out of something.
+    """
     try:
         descriptor = os.open(attribute, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        pass_on_exhaustion(error)
         return ""
     try:
         return os.read(descriptor, _PAGE).decode(errors="surrogateescape").rstrip("\n")
@@ -52,9 +57,17 @@ def below(number: int, further: Callable[[Path], Iterable[int]]) -> Iterator[Pat
         if (device / "partition").exists():
             device = device.parent
         yield device
-        with suppress(OSError):  # The device is going.
-            for slave in (device / "slaves").iterdir():
-                major, _, minor = text(slave / "dev").partition(":")
-                if minor:
-                    pending.append(os.makedev(int(major), int(minor)))
-        pending.extend(further(device))
+        pending += [*slaves(device), *further(device)]
+
+
+def slaves(device: Path) -> Iterator[int]:
+    """The numbers of what a device of device-mapper's or md's stands on."""
+    try:
+        found = list((device / "slaves").iterdir())
+    except OSError as error:
+        pass_on_exhaustion(error)
+        return  # It is going.
+    for slave in found:
+        major, _, minor = text(slave / "dev").partition(":")
+        if minor:
+            yield os.makedev(int(major), int(minor))

@@ -20,7 +20,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from blkrecov import model
+from blkrecov import blockdev, model
 from blkrecov.dm import names
 from blkrecov.dm.stalled import Stalled
 from blkrecov.drives import label as format_
@@ -114,18 +114,15 @@ def serving(arrays: frozenset[Remembered]) -> frozenset[int]:
 
     Asks sysfs, and no drive.
     """
-    found = set()
+    found: set[int] = set()
     uuids, called = {array.uuid for array in arrays}, {array.name for array in arrays}
     for file in _BLOCK.glob("dm-*/dm/uuid") if arrays else ():
-        with suppress(OSError):
-            port = names.parse_dm_uuid(file.read_text().strip())
-            if port is None or port.role != "drive":
-                continue
-            name = names.array_of(file.with_name("name").read_text().strip())
-            if port.array in uuids or (port.array is None and name in called):
-                for number in file.parents[1].glob("slaves/*/dev"):
-                    major, _, minor = number.read_text().strip().partition(":")
-                    found.add(os.makedev(int(major), int(minor)))
+        port = names.parse_dm_uuid(blockdev.text(file))
+        if port is None or port.role != "drive":
+            continue
+        name = names.array_of(blockdev.text(file.with_name("name")))
+        if port.array in uuids or (port.array is None and name in called):
+            found.update(blockdev.slaves(file.parents[1]))
     return frozenset(found)
 
 

@@ -21,7 +21,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from blkrecov import catalog, faults, flapping, locks, observer, provision, reconnect, shadows, stack, views
+from blkrecov import blockdev, catalog, faults, flapping, locks, observer, provision, reconnect, shadows, stack, views
 from blkrecov.actor import Actor
 from blkrecov.bell import ring
 from blkrecov.catalog import Discovered
@@ -827,13 +827,12 @@ class Engine:
         luns = {lun.uuid: lun.name for lun in self.document.luns}
         exported = {export.disk: export.device for export in self._exporter.exports()}
         for device in beneath.devices(path, exported):
-            with suppress(OSError):
-                owner = names.parse_dm_uuid((device / "dm/uuid").read_text().strip())
-                if owner is not None and owner.owner in luns:
-                    raise InvalidArgument(
-                        f"{path} stands on LUN {luns[owner.owner]!r} of array {self.document.name!r} itself",
-                        remedy="choose a path that lies on none of the array's own LUNs",
-                    )
+            owner = names.parse_dm_uuid(blockdev.text(device / "dm/uuid"))
+            if owner is not None and owner.owner in luns:
+                raise InvalidArgument(
+                    f"{path} stands on LUN {luns[owner.owner]!r} of array {self.document.name!r} itself",
+                    remedy="choose a path that lies on none of the array's own LUNs",
+                )
 
     def _wipe(self, path: str, label: Label) -> None:
         with suppress(BlkrecovError), DriveStore(path, self.counter) as drive:

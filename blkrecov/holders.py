@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from blkrecov.blockdev import text
 from blkrecov.drives.probe import unescape
 from blkrecov.errors import AccessDenied, DeviceInUse, PathNotFound, ProviderFailure
 from blkrecov.page83 import sysfs
@@ -151,8 +152,8 @@ def _stacked(numbers: dict[int, str]) -> Iterator[str]:
     """Documentation/ABI/testing/sysfs-block: dm and md link themselves into holders/ of what they stand on."""
     for name in numbers.values():
         for holder in sorted(Path(f"/sys/class/block/{name}/holders").glob("*")):
-            dm = holder / "dm/name"
-            yield f"dm device {dm.read_text().strip()}" if dm.exists() else f"device {holder.name}"
+            dm_name = text(holder / "dm/name")
+            yield f"dm device {dm_name}" if dm_name else f"device {holder.name}"
 
 
 def _mounts(numbers: dict[int, str]) -> Iterator[str]:

@@ -4,8 +4,7 @@ Counted since the device was made, or since the machine started. A device that h
 Kernel: Documentation/block/stat.rst, /sys/dev/block/MAJOR:MINOR/stat.
 """
 
-from pathlib import Path
-
+from blkrecov.blockdev import SYSFS, text
 from blkrecov.traffic import Counters
 from blkrecov.units import Sectors, in_bytes
 
@@ -44,7 +43,4 @@ def count(number: str) -> Counters:
 
 
 def _fields(number: str) -> list[int]:
-    try:
-        return [int(word) for word in Path(f"/sys/dev/block/{number}/stat").read_text().split()]
-    except OSError:
-        return [0] * 17
+    return [int(word) for word in text(SYSFS / number / "stat").split()] or [0] * 17

@@ -19,6 +19,8 @@ from typing import Final, TypeAlias
 import pyudev
 from inotify_simple import INotify, flags
 
+from blkrecov.blockdev import text
+
 Places: TypeAlias = frozenset[tuple[str, ...]]
 
 _BLOCK: Final = Path("/sys/block")
@@ -73,7 +75,7 @@ def _disks() -> Iterator[tuple[str, ...]]:
     """
     for disk in _BLOCK.glob("*"):
         if not disk.name.startswith("dm-"):
-            yield (disk.name, _text(disk / "size"), _text(disk / "diskseq"))
+            yield (disk.name, text(disk / "size"), text(disk / "diskseq"))
 
 
 def _files(paths: Iterable[str]) -> Iterator[tuple[str, ...]]:
@@ -89,10 +91,3 @@ def _existing(directory: Path) -> Path:
     while not directory.is_dir() and directory != directory.parent:
         directory = directory.parent
     return directory
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text().strip()
-    except OSError:
-        return ""

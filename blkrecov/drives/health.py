@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from blkrecov.blockdev import text
 from blkrecov.dm.stalled import Stalled
 from blkrecov.drives import raw
 from blkrecov.drives.label import BLOCK
@@ -58,17 +59,15 @@ def below(device: str) -> Below | None:
     if not _LOOP.fullmatch(device):
         return None
     directory = _SYSFS / Path(device).name / "loop"
-    try:
-        name = (directory / "backing_file").read_text(errors="surrogateescape").removesuffix("\n")
-        words = [(directory / attribute).read_text().strip() for attribute in ("autoclear", "dio")]
-    except OSError:
+    name = text(directory / "backing_file")
+    if not name:
         return None
     deleted = name.endswith(_DELETED) and not _exists(name)
     return Below(
         file=name.removesuffix(_DELETED) if deleted else name,
         deleted=deleted,
-        released=words[0] == "1",
-        direct_io=words[1] == "1",
+        released=text(directory / "autoclear") == "1",
+        direct_io=text(directory / "dio") == "1",
     )
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from blkrecov.blockdev import text
 from blkrecov.drives import trust
 from blkrecov.errors import (
     AccessDenied,
@@ -380,9 +381,9 @@ def _look(number: int) -> LoopDevice | None:
             return None
         # Read while the node is open, so that the number cannot change hands in between. lo_file_name in the ioctl's
         # answer is what the attaching program said, cut to 63 bytes; this is what the kernel itself knows.
-        name = (SYS_BLOCK / f"loop{number}/loop/backing_file").read_text(errors="surrogateescape").removesuffix("\n")
-    except FileNotFoundError:
-        return None
+        name = text(SYS_BLOCK / f"loop{number}/loop/backing_file")
+        if not name:
+            return None
     finally:
         os.close(node)
     deleted = name.endswith(" (deleted)") and not _names(name, info.backing)

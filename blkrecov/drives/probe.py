@@ -21,6 +21,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
+from blkrecov.blockdev import text
 from blkrecov.drives import loop
 from blkrecov.drives.label import BLOCK, Label, NoLabel, copy_at
 from blkrecov.errors import (
@@ -153,8 +154,7 @@ def _writable(path: str, kind: Kind, device: int) -> bool:
     wants.
     """
     if kind is Kind.BLOCK:
-        read_only = _sysfs(device) / "ro"
-        return os.access(path, os.W_OK) and not (read_only.exists() and read_only.read_text().strip() == "1")
+        return os.access(path, os.W_OK) and text(_sysfs(device) / "ro") != "1"
     return os.access(path, os.W_OK) and bool(Path(path).stat().st_mode & 0o222)
 
 
@@ -196,9 +196,7 @@ def _block_holder(path: str, device: int) -> str | None:
     """
     sysfs = _sysfs(device)
     numbers = [f"{os.major(device)}:{os.minor(device)}"]
-    numbers += [
-        entry.read_text().strip() for entry in sorted(sysfs.glob("*/dev")) if (entry.parent / "partition").exists()
-    ]
+    numbers += [text(entry) for entry in sorted(sysfs.glob("*/dev")) if (entry.parent / "partition").exists()]
     for number in numbers:
         if place := next(_mounted(number), None):
             return f"mounted at {place}"
@@ -217,8 +215,8 @@ def _block_holder(path: str, device: int) -> str | None:
 
 def _device_name(name: str) -> str:
     """What people call a device: a device-mapper device has a name of its own beside dm-7."""
-    dm_name = Path("/sys/block") / name / "dm/name"
-    return f"{name} ({dm_name.read_text().strip()})" if dm_name.exists() else name
+    dm_name = text(Path("/sys/block") / name / "dm/name")
+    return f"{name} ({dm_name})" if dm_name else name
 
 
 def _sysfs(device: int) -> Path:

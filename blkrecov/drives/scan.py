@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
+from blkrecov.blockdev import text
 from blkrecov.dm.names import parse_dm_uuid
 from blkrecov.dm.stalled import Stalled, refuse_stalled
 from blkrecov.drives import loop, trust
@@ -149,8 +150,7 @@ def block_devices(places: Places) -> Iterator[Path]:
             continue
         partitions = sorted(entry.parent for entry in disk.glob("*/partition"))
         for device in (disk, *partitions):
-            size = device / "size"
-            if size.exists() and int(size.read_text()) >= sectors(MINIMUM_SIZE):
+            if int(text(device / "size") or 0) >= sectors(MINIMUM_SIZE):
                 yield places.dev / device.name.replace("!", "/")  # The kernel's own spelling of cciss/c0d0.
 
 
@@ -189,8 +189,7 @@ def _is_exported(disk: Path) -> bool:
         return False
     while device.name != host:
         device = device.parent
-    name = device / "scsi_host" / host / "proc_name"
-    return name.exists() and name.read_text().strip() == "tcm_loopback"
+    return text(device / "scsi_host" / host / "proc_name") == "tcm_loopback"
 
 
 @dataclass(slots=True)
@@ -333,11 +332,7 @@ class _Search:
 
 def _serves(loop_device: Path) -> bool:
     """Whether one of our devices stands on a loop device, by its directory in sysfs."""
-    for uuid in loop_device.glob("holders/*/dm/uuid"):
-        with suppress(OSError):  # Gone since it was listed.
-            if parse_dm_uuid(uuid.read_text().strip()):
-                return True
-    return False
+    return any(parse_dm_uuid(text(uuid)) for uuid in loop_device.glob("holders/*/dm/uuid"))
 
 
 def _is_node_of(status: os.stat_result, device: LoopDevice) -> bool:
