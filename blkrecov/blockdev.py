@@ -27,7 +27,7 @@ def text(attribute: Path) -> str:
         pass_on_exhaustion(error)
         return ""
     try:
-        return os.read(descriptor, _PAGE).decode(errors="surrogateescape").rstrip("\n")
+        return os.read(descriptor, _PAGE).decode(errors="surrogateescape").removesuffix("\n")
     except OSError:  # The device is going.
         return ""
     finally:
