@@ -8,8 +8,8 @@ The texts go into the introspection data as org.gtk.GDBus.DocString, so what is 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import Final
-from xml.sax.saxutils import quoteattr
 
 NAME: Final = "org.blkrecov1"
 ERRORS: Final = f"{NAME}.Error."
@@ -495,7 +495,7 @@ def introspection(interfaces: Iterable[Interface], children: Iterable[str]) -> s
     lines = [f"{_DOCTYPE}<node>"]
     for interface in (*interfaces, *STANDARD):
         lines += _interface(interface)
-    lines += [f"  <node name={quoteattr(child)}/>" for child in children]
+    lines += [f'  <node name="{escape(child)}"/>' for child in children]
     return "\n".join((*lines, "</node>")) + "\n"
 
 
@@ -522,4 +522,4 @@ def _interface(interface: Interface) -> Iterable[str]:
 
 def _about(text: str, indent: int) -> Iterable[str]:
     if text:
-        yield f'{" " * indent}<annotation name="org.gtk.GDBus.DocString" value={quoteattr(text)}/>'
+        yield f'{" " * indent}<annotation name="org.gtk.GDBus.DocString" value="{escape(text)}"/>'
