@@ -231,8 +231,7 @@ def boot(arguments: argparse.Namespace, job: Path, terminal: bool) -> int:
         "quiet",
         *make_disks(arguments),
         f"job={job}",
-        # Debian 13's kernel has SELinux, whose policy its systemd looks for.
-        *([f"lower={suite / 'root'}", "selinux=0"] if suite else []),
+        *([f"lower={suite / 'root'}"] if suite else []),
     ]
     with console.open("wb") as log, open(os.devnull, "rb") as null:
         source = sys.stdin.fileno() if terminal else null.fileno()
