@@ -271,8 +271,17 @@ class Engine:
             self.document = self.document.forgetting(drive)
             self._unsaved = True
 
-    def _give_back(self, path: str, label: Label) -> None:
-        """Take a removed drive's file off its loop device, then our label away; while udev looks at it, the next to open does."""
+    def _give_back(self, path: str, label: Label, device: str | None = None) -> None:
+        """Take a removed drive's file off its loop device, then our label away; while udev looks at it, the next to open does.
+
+        `device` is where the drive was last. What has come to its path since, another drive perhaps, is left alone.
+        """
+        attached = None
+        with suppress(PathNotFound):
+            attached = loop.find(path)
+        node = attached.path if attached else path
+        if node != device and not self._is_at(node, label):
+            return
         self._detach(path, label.drive_name)
         with suppress(TimedOut):
             udev.settle(UDEV_PATIENCE_S)
@@ -835,8 +844,17 @@ class Engine:
                 )
 
     def _wipe(self, path: str, label: Label) -> None:
-        with suppress(BlkrecovError), DriveStore(path, self.counter) as drive:
-            drive.wipe(label.layout)
+        """Names of disks change hands: what does not say that it is this drive is not touched."""
+        if self._is_at(path, label):
+            with suppress(BlkrecovError), DriveStore(path, self.counter) as drive:
+                drive.wipe(label.layout)
+
+    def _is_at(self, path: str, label: Label) -> bool:
+        """Whether a label says so; not where there is none that can be read."""
+        with suppress(BlkrecovError), DriveStore(path, self.counter, writable=False) as drive:
+            found = drive.read_label().label
+            return (found.array_uuid, found.drive_uuid) == (label.array_uuid, label.drive_uuid)
+        return False
 
     def propose_fail(self, name: str) -> Proposal:
         self.refuse_mistaken()
@@ -988,9 +1006,11 @@ class Engine:
     def take_out(self, proposal: Proposal, drive: Drive) -> None:
         """Have an unused drive leave the array as proposed: its label goes, its file stays."""
         self.carry_out(proposal)
-        self._backings.pop(drive.uuid, None)
+        found = self._found.drives.get(drive.uuid)
+        device = self._backings.pop(drive.uuid, None) or self._device_of(drive)
         if drive.uuid in self.labels:
-            self._give_back(drive.path, self.labels[drive.uuid])
+            # The document has the path where it served last.
+            self._give_back(found.path if found else drive.path, self.labels[drive.uuid], device)
         self._remember()
 
     def _device_of(self, drive: Drive) -> str | None:

@@ -6,7 +6,15 @@ from itertools import count
 import pytest
 
 from blkrecov.array import Array
-from blkrecov.errors import AnotherCallInProgress, DriveNotOnline, InvalidArgument, NotEnoughSpace, ObjectDeleted
+from blkrecov.drives.store import DriveStore, IoCounter
+from blkrecov.errors import (
+    AnotherCallInProgress,
+    DriveNotOnline,
+    InvalidArgument,
+    InvalidDisk,
+    NotEnoughSpace,
+    ObjectDeleted,
+)
 from blkrecov.events import EventLog
 from blkrecov.model import Task, TaskKind, TaskState
 from blkrecov.running import Progress
@@ -48,6 +56,29 @@ def removed(array: Array, name: str = "d0") -> Task:
 
 def children(array: Array, task: Task) -> list[Task]:
     return [array.document.task(number) for number in task.children]
+
+
+def test_what_has_come_to_a_drives_old_place_keeps_its_label(lab: Lab) -> None:
+    """Names of disks change hands at a boot, and of a drive that has failed the last place is remembered."""
+    lab.create(3)
+    with lab.opened() as array:
+        lun(array, "a", "linear", Bytes(8 * MIB), drives=("d2",), exported=False)
+        array.fail_drive("d1")
+        array.stop()
+    first, second = lab.path("d1"), lab.path("d2")
+    first.rename(lab.directory / "between")
+    second.rename(first)
+    (lab.directory / "between").rename(second)
+    with lab.opened() as array:
+        digest = fill(disk_of(array, "a"), 8 * MIB, seed=4)
+        assert removed(array, "d1").state is TaskState.COMPLETED
+        array.stop()
+    with lab.opened() as array:
+        assert (array.document.drive("d2").online, checksum(disk_of(array, "a"))) == (True, digest)
+        assert [drive.name for drive in array.document.drives] == ["d0", "d2"]
+    with pytest.raises(InvalidDisk), DriveStore(str(second), IoCounter(), writable=False) as left:
+        left.read_label()
+    lab.drives[:] = ["d0", "d2"]
 
 
 def two_linear(array: Array) -> dict[str, str]:
