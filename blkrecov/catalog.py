@@ -24,7 +24,7 @@ from blkrecov import blockdev, model
 from blkrecov.dm import names
 from blkrecov.dm.stalled import Stalled
 from blkrecov.drives import label as format_
-from blkrecov.drives.scan import Found, scan
+from blkrecov.drives.scan import Found, scan, serves
 from blkrecov.drives.store import DriveStore, IoCounter
 from blkrecov.drives.trust import Untrusted
 from blkrecov.errors import (
@@ -223,11 +223,10 @@ def _array(
         if len(items) == 1:
             drives[drive] = items[0]
         elif len(attached) == 1:
-            drives[drive] = attached[0]  # The others are copies that nobody wrote to since.
+            drives[drive] = attached[0]  # If it serves, the others are copies that nobody wrote to since.
         else:
-            paths = " and ".join(item.path for item in items)
-            reasons[drive] = f"{paths} both say that they are this drive"
-    doubles = frozenset(reasons)
+            reasons[drive] = _both(items)
+    doubles = set(reasons)
     documents: dict[UUID, Document] = {}
     trouble: list[BlkrecovError] = []
     for drive, item in drives.items():
@@ -253,6 +252,12 @@ def _array(
             trouble=(*trouble, unreadable),
             reasons=reasons,
         )
+    for record in newest.drives:
+        items = candidates[record.uuid]
+        if record.online and record.uuid in drives and _is_borrowed(drives[record.uuid], record.path, items):
+            reasons[record.uuid] = _both(items)
+            doubles.add(record.uuid)
+            del drives[record.uuid]
     stalled = set()
     trouble = []
     if lineage is not None and lineage.others:
@@ -278,10 +283,21 @@ def _array(
         trouble=tuple(trouble),
         reasons=reasons,
         carried={drive: document.sequence for drive, document in documents.items()},
-        doubles=doubles,
+        doubles=frozenset(doubles),
         stalled=frozenset(stalled),
         strangers=frozenset(strangers),
     )
+
+
+def _both(items: Iterable[Found]) -> str:
+    return f"{' and '.join(item.path for item in items)} both say that they are this drive"
+
+
+def _is_borrowed(taken: Found, path: str, items: Iterable[Found]) -> bool:
+    """Whether what is attached is a copy that somebody else looks at, while the drive itself is where it was, unattached."""
+    if taken.device is None or taken.path == path or not any(item.path == path for item in items):
+        return False
+    return not serves(Path("/sys/class/block") / Path(taken.device).name)
 
 
 def _without_partitions(items: list[Found]) -> list[Found]:

@@ -242,7 +242,7 @@ class _Search:
 
         One that serves an array was believed before, and LUNs are on it. Of one without a name the way to it is asked.
         """
-        if device.path in self.named or _serves(self.places.sys_block / f"loop{device.number}"):
+        if device.path in self.named or serves(self.places.sys_block / f"loop{device.number}"):
             return None
         file = device.backing_file
         with suppress(OSError):
@@ -330,9 +330,9 @@ class _Search:
                 self.strangers.append((reading.label, doubt))
 
 
-def _serves(loop_device: Path) -> bool:
-    """Whether one of our devices stands on a loop device, by its directory in sysfs."""
-    return any(parse_dm_uuid(text(uuid)) for uuid in loop_device.glob("holders/*/dm/uuid"))
+def serves(device: Path) -> bool:
+    """Whether one of our devices stands on a block device, by its directory in sysfs."""
+    return any(parse_dm_uuid(text(uuid)) for uuid in device.glob("holders/*/dm/uuid"))
 
 
 def _is_node_of(status: os.stat_result, device: LoopDevice) -> bool:

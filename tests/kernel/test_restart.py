@@ -181,6 +181,23 @@ def test_a_stale_clone_beside_the_original_is_not_used(lab: Lab) -> None:
         assert (states(array, "vol"), checksum(disk_of(array, "vol"))) == (["missing", "in_sync"], digest)
 
 
+def test_a_copy_that_somebody_looks_at_is_not_taken_for_the_drive(lab: Lab) -> None:
+    """Attached it looks as if it served. It has the configuration before the last, as a drive may have that was cut off."""
+    digest = mirror(lab)
+    with lab.opened() as array:
+        copy(lab.path("d0"), lab.directory / "copy-of-d0")
+        array.stop()
+    device = run("losetup", "--find", "--show", str(lab.directory / "copy-of-d0"))
+    try:
+        with lab.opened() as array:
+            assert "both say" in array.document.drive("d0").reason
+            assert (states(array, "vol"), checksum(disk_of(array, "vol"))) == (["missing", "in_sync"], digest)
+            array.stop()
+    finally:
+        run("losetup", "--detach", device)
+        (lab.directory / "copy-of-d0").unlink()
+
+
 def test_a_stale_clone_in_place_of_the_original_is_not_taken_for_in_sync(lab: Lab) -> None:
     """An old backup put back: the configuration on it is old, and so is its contents."""
     mirror(lab)
