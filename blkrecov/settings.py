@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 from uuid import UUID
 
 from blkrecov.bell import ring
-from blkrecov.errors import InvalidArgument
+from blkrecov.errors import InvalidArgument, pass_on_exhaustion
 
 CONFIGURATION: Final = Path("/etc/blkrecov/blkrecov.toml")
 STATE: Final = Path("/var/lib/blkrecov")
@@ -110,7 +110,10 @@ def published(settings: Settings, array: UUID) -> int | None:
     """The version of an array's configuration that this machine knows to be the newest; None where that is not known."""
     try:
         return int(sequence_file(settings, array).read_text())
-    except (OSError, ValueError):
+    except OSError as error:
+        pass_on_exhaustion(error)
+        return None
+    except ValueError:
         return None
 
 
@@ -159,7 +162,10 @@ def _read(file: Path) -> Remembered | None:
     try:
         content = json.loads(file.read_text())
         return Remembered(UUID(content["uuid"]), str(content["name"]), tuple(map(str, content["paths"])))
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+    except OSError as error:
+        pass_on_exhaustion(error)
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

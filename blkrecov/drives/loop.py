@@ -287,6 +287,7 @@ def _ioctl(name: str, path: str, descriptor: int, request: int, argument: int | 
     try:
         answer = fcntl.ioctl(descriptor, request, argument)
     except OSError as error:
+        pass_on_exhaustion(error)
         raise LoopRefused(name, path, error.errno or errno.EIO) from error
     return answer if isinstance(answer, int) else 0
 

@@ -311,6 +311,7 @@ class DriveStore:
         try:
             os.fdatasync(self._descriptor)
         except OSError as error:
+            pass_on_exhaustion(error)
             raise DriveIoError("flush", self.path, error.errno or errno.EIO) from error
 
 
