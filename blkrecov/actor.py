@@ -100,8 +100,13 @@ class Actor:
             case Suspend():
                 if step.visible:
                     self._suspensions.begin(step.name)
-                # Whoever wants what is mounted from it frozen has done so, and the kernel freezes nothing twice.
-                self._control.suspend(step.name, freeze=False)
+                try:
+                    # Whoever wants what is mounted from it frozen has done so, and the kernel freezes nothing twice.
+                    self._control.suspend(step.name, freeze=False)
+                except BaseException:
+                    if step.visible:
+                        self._note_suspension(step.name)
+                    raise
                 return partial(self._resume, step.name, visible=step.visible)
             case FreezeFilesystems():
                 self._freezer.freeze(step.devices)
@@ -252,8 +257,12 @@ class Actor:
         try:
             replace(visible=True)
         finally:
-            if not self._control.info(name).suspended:
-                self._suspensions.end(name)
+            self._note_suspension(name)
+
+    def _note_suspension(self, name: str) -> None:
+        """What is not suspended after all may be so by others later, and is theirs then."""
+        if not self._control.info(name).suspended:
+            self._suspensions.end(name)
 
     def _revive(self, step: Revive) -> None:
         table = self._control.table(step.name)

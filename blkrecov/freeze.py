@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 _FIFREEZE: Final = 0xC0045877  # linux/fs.h, _IOWR('X', 119, int)
 _FITHAW: Final = 0xC0045878
+# It is not frozen, is not there any more, or is none that could be.
+_NOT_FROZEN: Final = (errno.EINVAL, errno.ENOENT, errno.ENOTDIR, errno.ENOTTY, errno.EOPNOTSUPP)
 
 
 class Freezer:
@@ -53,13 +55,18 @@ class Freezer:
             frozen.append(point)
 
     def thaw(self) -> None:
-        """What was frozen here, or by a process that died meanwhile."""
+        """What was frozen here, or by a process that died meanwhile. What could not be thawed is tried again the next time."""
+        left = []
         for point in self._read():
             try:
                 _ask(point, _FITHAW)
             except OSError as error:
-                if error.errno != errno.EINVAL:  # It is not frozen.
+                if error.errno not in _NOT_FROZEN:
                     log.warning("what is mounted on %s could not be thawed: %s", point, error.strerror)
+                    left.append(point)
+        if left:
+            self._write(tuple(left))
+            return
         with suppress(FileNotFoundError):
             self._record.unlink()
 
