@@ -6,6 +6,7 @@ from itertools import count
 import pytest
 
 from blkrecov.array import Array
+from blkrecov.drives import loop
 from blkrecov.drives.store import DriveStore, IoCounter
 from blkrecov.errors import (
     AnotherCallInProgress,
@@ -72,6 +73,7 @@ def test_what_has_come_to_a_drives_old_place_keeps_its_label(lab: Lab) -> None:
     with lab.opened() as array:
         digest = fill(disk_of(array, "a"), 8 * MIB, seed=4)
         assert removed(array, "d1").state is TaskState.COMPLETED
+        assert not [device for device in loop.attached() if device.autoclear]  # Told to go, it would at the next close.
         array.stop()
     with lab.opened() as array:
         assert (array.document.drive("d2").online, checksum(disk_of(array, "a"))) == (True, digest)
