@@ -34,6 +34,16 @@ def text(attribute: Path) -> str:
         os.close(descriptor)
 
 
+def plain(text: str) -> str:
+    """A name as JSON and D-Bus can say it: bytes that are no UTF-8, which are surrogates, are written out."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def printable(text: str) -> str:
+    """A name as a message can say it: what would do something to a terminal is written out as well."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def directory(number: int) -> Path | None:
     """The device of this number; None where there is none, as below file systems that lie on no block device."""
     try:

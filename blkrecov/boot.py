@@ -74,6 +74,9 @@ def _bring_up(settings: Settings, array: Remembered) -> None:
         except (BlkrecovError, OSError) as error:
             log.error("array %s: %s", array.name, error)
             return
+        except Exception:  # A mistake of ours, which one array has met.
+            log.exception("array %s", array.name)
+            return
 
 
 def stop(settings: Settings, array: str | None = None, patience_s: float = PATIENCE_S) -> bool:
@@ -106,6 +109,10 @@ def stop(settings: Settings, array: str | None = None, patience_s: float = PATIE
                     told[key] = error.message
                 except (BlkrecovError, OSError) as error:
                     failed[name] = str(error)
+                    del pending[key]
+                except Exception as error:  # A mistake of ours, which one array has met.
+                    log.exception("array %s", name)
+                    failed[name] = repr(error)
                     del pending[key]
             if not pending or time.monotonic() >= end:
                 break
@@ -228,6 +235,9 @@ def main() -> None:
                 sys.exit("usage: start [UUID] | stop [UUID] | stop-idle | generator DIRECTORY...")
     except (BlkrecovError, OSError) as error:
         log.error("%s", error)
+        well = sys.argv[1] == "start"
+    except Exception:
+        log.exception("a mistake in this program")
         well = sys.argv[1] == "start"
     sys.exit(0 if well else 1)
 

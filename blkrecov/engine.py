@@ -24,6 +24,7 @@ import msgspec
 from blkrecov import blockdev, catalog, faults, flapping, locks, observer, provision, reconnect, shadows, stack, views
 from blkrecov.actor import Actor
 from blkrecov.bell import ring
+from blkrecov.blockdev import plain
 from blkrecov.catalog import Discovered
 from blkrecov.condition import state_of, suspended
 from blkrecov.converge import Group, converge, converge_ports, take_note
@@ -1195,6 +1196,7 @@ class Engine:
         exported = self.observed.exports.get(lun.uuid)
         path = node(names.lun_name(self.document.name, lun.name))
         verified = False
+        mounts = observer.mounts(exported.disk if exported else path)
         with suppress(BlkrecovError):
             verified = exported is not None and bool(identity.verify(lun.name, self.witnesses(lun)))
         return views.lun_view(
@@ -1203,7 +1205,7 @@ class Engine:
             lun,
             node=path,
             verified=verified,
-            mounts=observer.mounts(exported.disk if exported else path),
+            mounts=tuple((plain(point), plain(fstype)) for point, fstype in mounts),
         )
 
 

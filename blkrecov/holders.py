@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from blkrecov.blockdev import text
-from blkrecov.drives.probe import unescape
+from blkrecov import mountinfo
+from blkrecov.blockdev import printable, text
 from blkrecov.errors import AccessDenied, DeviceInUse, PathNotFound, ProviderFailure
 from blkrecov.page83 import sysfs
 
@@ -157,32 +157,23 @@ def _stacked(numbers: dict[int, str]) -> Iterator[str]:
 
 
 def _mounts(numbers: dict[int, str]) -> Iterator[str]:
-    """proc_pid_mountinfo(5): the device number is the third word, the mount point the fifth, the source follows "- type".
-
-    The source is looked at as well, because btrfs shows a number of its own there.
-    """
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        mount, _, filesystem = line.partition(" - ")
-        words = mount.split(" ")
-        if _device(words[2]) in numbers or _number(unescape(filesystem.split(" ")[1])) in numbers:
-            yield f"a mount on {unescape(words[4])}"
+    """The source is looked at as well as the number, because btrfs shows a number of its own there."""
+    for mount in mountinfo.read():
+        if _device(mount.number) in numbers or _number(mount.source) in numbers:
+            yield f"a mount on {printable(mount.point)}"
 
 
 def _swaps(numbers: dict[int, str]) -> Iterator[str]:
-    for line in Path("/proc/swaps").read_text().splitlines()[1:]:
-        if _number(unescape(line.split()[0])) in numbers:
+    for path in mountinfo.swaps():
+        if _number(path) in numbers:
             yield "swap"
 
 
 def _files_of(numbers: dict[int, str], top: str, pattern: str, words: str) -> Iterator[str]:
     """Kernel objects that name what they stand on in a file of their own."""
     for file in Path(top).glob(pattern):
-        try:
-            path = file.read_text().strip()
-        except OSError:
-            continue  # Gone since the listing, or never set.
-        if _number(path) in numbers:
-            yield words.format(file)
+        if _number(text(file)) in numbers:
+            yield printable(words.format(file))
 
 
 def _processes(numbers: dict[int, str]) -> Iterator[str]:
@@ -200,12 +191,12 @@ def _processes(numbers: dict[int, str]) -> Iterator[str]:
 def _lineage(process: int) -> Iterator[str]:
     """The names of a process, its parent and so on, as far as they have not ended.
 
-    Kernel: proc_pid_stat(5). The name is in parentheses, and may hold some itself; the parent comes second after it.
+    Kernel: proc_pid_stat(5). The name is in parentheses, and may have any bytes in it, these too; the parent is second after it.
     """
     while process:
         try:
-            before, _, after = Path(f"/proc/{process}/stat").read_text().rpartition(")")
+            before, _, after = os.fsdecode(Path(f"/proc/{process}/stat").read_bytes()).rpartition(")")
         except OSError:
             return
-        yield before.partition("(")[2]
+        yield printable(before.partition("(")[2])
         process = int(after.split()[1])

@@ -15,10 +15,11 @@ from uuid import UUID
 
 import msgspec
 
+from blkrecov import mountinfo
+from blkrecov.blockdev import plain
 from blkrecov.dm import names
 from blkrecov.dmrp.notify import Notification, modified
 from blkrecov.dmrp.storage import Mounted, ObjectList
-from blkrecov.drives.probe import unescape
 from blkrecov.errors import BlkrecovError
 from blkrecov.model import Document
 from blkrecov.observed import Observed
@@ -90,13 +91,11 @@ def mounted(document: Document, observed: Observed) -> tuple[Mounted, ...]:
     """
     devices = _devices(document, observed)
     found = []
-    for line in Path("/proc/self/mountinfo").read_text(errors="backslashreplace").splitlines():
-        left, _, right = line.partition(" - ")
-        words, (kind, source) = left.split(" "), right.split(" ")[:2]
-        number = words[2] if words[2] in devices else _number(unescape(source))
+    for mount in mountinfo.read():
+        number = mount.number if mount.number in devices else _number(mount.source)
         if number in devices:
             lun, part = devices[number]
-            found.append(_looked_at(lun, part, _plain(unescape(words[4])), kind, number))
+            found.append(_looked_at(lun, part, mount.point, mount.fstype, number))
     return tuple(found)
 
 
@@ -136,10 +135,12 @@ def _looked_at(lun: UUID, part: str, path: str, kind: str, number: str) -> Mount
         device = Path(f"/sys/dev/block/{number}").resolve().name
         label = udev.properties(device).get("ID_FS_LABEL", "")
     return Mounted(
-        lun=lun, part=part, path=path, fstype=kind, label=_plain(label), total=total, available=available, unit=unit
+        lun=lun,
+        part=part,
+        path=plain(path),
+        fstype=plain(kind),
+        label=plain(label),
+        total=total,
+        available=available,
+        unit=unit,
     )
-
-
-def _plain(text: str) -> str:
-    """A path may hold bytes that are no UTF-8, which JSON has no way to say."""
-    return text.encode(errors="backslashreplace").decode()

@@ -7,12 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
-from blkrecov import catalog
+from blkrecov import catalog, mountinfo
 from blkrecov.dm import names
 from blkrecov.dm.control import Control, NoSuchDevice
 from blkrecov.dm.superblock import BLOCK, Superblock, parse
 from blkrecov.drives import raw
-from blkrecov.drives.probe import unescape
 from blkrecov.drives.store import DriveIoError, IoCounter
 from blkrecov.errors import ObjectExists
 from blkrecov.model import Document, Lun
@@ -140,7 +139,10 @@ def superblocks(luns: Iterable[Lun], backings: Mapping[UUID, str], counter: IoCo
 
 
 def mounts(device: str) -> tuple[tuple[str, str], ...]:
-    """(mount point, file system type) of everything mounted from a block device or its partitions."""
+    """(mount point, file system type) of everything mounted from a block device or its partitions.
+
+    These are to be used: what is told of them goes through blockdev.plain().
+    """
     try:
         number = Path(device).stat().st_rdev
     except OSError:
@@ -148,10 +150,4 @@ def mounts(device: str) -> tuple[tuple[str, str], ...]:
     wanted = {f"{os.major(number)}:{os.minor(number)}"}
     disk = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
     wanted |= set(sysfs.partition_numbers(disk.name).values())
-    found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        words = left.split()
-        if words[2] in wanted:
-            found.append((unescape(words[4]), right.split()[0]))
-    return tuple(found)
+    return tuple((mount.point, mount.fstype) for mount in mountinfo.read() if mount.number in wanted)

@@ -7,13 +7,9 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
 
-from blkrecov import blockdev
+from blkrecov import blockdev, mountinfo
 from blkrecov.drives import loop
-from blkrecov.drives.probe import unescape
-
-_MOUNTINFO: Final = Path("/proc/self/mountinfo")
 
 
 def devices(path: str, exported: Mapping[str, int]) -> Iterator[Path]:
@@ -47,14 +43,13 @@ def _number(path: str) -> int:
 
 
 def _source(path: str) -> int:
-    """Of a file system that has a number of its own, as btrfs: what its mount names. Kernel: proc_pid_mountinfo(5)."""
+    """Of a file system that has a number of its own, as btrfs: what its mount names."""
     found = 0
     deepest = -1
-    for line in _MOUNTINFO.read_text().splitlines():
-        mount, _, filesystem = line.partition(" - ")
-        point = Path(unescape(mount.split(" ")[4]))
+    for mount in mountinfo.read():
+        point = Path(mount.point)
         if Path(path).is_relative_to(point) and len(point.parts) >= deepest:
             deepest, found = len(point.parts), 0
             with suppress(OSError):
-                found = Path(unescape(filesystem.split(" ")[1])).stat().st_rdev
+                found = Path(mount.source).stat().st_rdev
     return found

@@ -11,7 +11,6 @@ one that nobody has: the kernel keeps no such record.
 import errno
 import fcntl
 import os
-import re
 import stat
 import struct
 import subprocess
@@ -21,7 +20,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from blkrecov.blockdev import text
+from blkrecov import mountinfo
+from blkrecov.blockdev import printable, text
 from blkrecov.drives import loop
 from blkrecov.drives.label import BLOCK, Label, NoLabel, copy_at
 from blkrecov.errors import (
@@ -197,9 +197,10 @@ def _block_holder(path: str, device: int) -> str | None:
     sysfs = _sysfs(device)
     numbers = [f"{os.major(device)}:{os.minor(device)}"]
     numbers += [text(entry) for entry in sorted(sysfs.glob("*/dev")) if (entry.parent / "partition").exists()]
+    mounts = mountinfo.read()
     for number in numbers:
-        if place := next(_mounted(number), None):
-            return f"mounted at {place}"
+        if place := next((mount.point for mount in mounts if mount.number == number), None):
+            return f"mounted at {printable(place)}"
     if any(_is_swap_device(number) for number in numbers):
         return "used as swap"
     for entry in (*sorted(sysfs.glob("holders/*")), *sorted(sysfs.glob("*/holders/*"))):
@@ -223,27 +224,10 @@ def _sysfs(device: int) -> Path:
     return Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
 
 
-def _mounted(number: str) -> Iterator[str]:
-    """Where a device is mounted. Kernel: Documentation/filesystems/proc.rst 3.5; the third word is major:minor."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        words = line.split()
-        if words[2] == number:
-            yield unescape(words[4])
-
-
-def unescape(word: str) -> str:
-    r"""Undo what the kernel does to spaces and the like in the words of /proc files: \040 is a space."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), word)
-
-
 def _swaps() -> Iterator[os.stat_result]:
-    try:
-        lines = Path("/proc/swaps").read_text().splitlines()[1:]
-    except FileNotFoundError:  # A kernel without swap.
-        return
-    for line in lines:
+    for path in mountinfo.swaps():
         try:
-            yield Path(unescape(line.split()[0])).stat()
+            yield Path(path).stat()
         except OSError:  # Deleted, or in another mount namespace.
             continue
 

@@ -15,23 +15,24 @@ import errno
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 from uuid import UUID
 
+from blkrecov import mountinfo
 from blkrecov.blockdev import text
 from blkrecov.dm.names import parse_dm_uuid
 from blkrecov.dm.stalled import Stalled, refuse_stalled
 from blkrecov.drives import loop, trust
 from blkrecov.drives.label import MINIMUM_SIZE, Label, NoLabel
 from blkrecov.drives.loop import Inode, LoopDevice
-from blkrecov.drives.probe import unescape
 from blkrecov.drives.store import DriveStore, IoCounter, LabelReading
 from blkrecov.drives.trust import Untrusted
 from blkrecov.errors import BlkrecovError, InvalidDisk, NotSupported, PathNotFound, ProviderFailure, pass_on_exhaustion
+from blkrecov.mountinfo import Mount
 from blkrecov.units import sectors
 
 MAX_FILES: Final = 10_000
@@ -80,7 +81,7 @@ class Places:
 
     sys_block: Path = loop.SYS_BLOCK
     dev: Path = Path("/dev")
-    mountinfo: Path = Path("/proc/self/mountinfo")
+    mountinfo: Path = mountinfo.SELF
     top: Path = Path("/")
     """From where on directories are asked whose they are."""
 
@@ -119,9 +120,9 @@ def scan(
     for node in block_devices(places):
         search.look(str(node))
     if deep:
-        for mount in mounts(places.mountinfo.read_text()):
-            if not trust.way_flaw(f"{mount}/", places.top):
-                search.look_in(mount, levels=DEEP_LEVELS)
+        for point in mounts(mountinfo.read(places.mountinfo)):
+            if not trust.way_flaw(f"{point}/", places.top):
+                search.look_in(point, levels=DEEP_LEVELS)
     return Scan(
         found=tuple(search.found),
         refused=tuple(search.refused),
@@ -154,23 +155,20 @@ def block_devices(places: Places) -> Iterator[Path]:
                 yield places.dev / device.name.replace("!", "/")  # The kernel's own spelling of cciss/c0d0.
 
 
-def mounts(mountinfo: str) -> Iterator[str]:
+def mounts(listed: Iterable[Mount]) -> Iterator[str]:
     """Mount points of file systems on block devices, each file system once.
 
     Not of those that are mounted `nosuid`: that is how users' media are, on which files have whatever owners somebody gave them.
 
-    Kernel: Documentation/filesystems/proc.rst 3.5. The device number of btrfs is none of a disk's, so it is the source
-    that tells: the second word after the lone dash.
+    The device number of btrfs is none of a disk's, so it is the source that tells.
     """
     seen = set()
-    for line in mountinfo.splitlines():
-        words, _, after = line.partition(" - ")
-        number, root, point, options = words.split()[2:6]
-        if "nosuid" in options.split(","):
+    for mount in listed:
+        if "nosuid" in mount.options.split(","):
             continue
-        if after.split()[1].startswith("/dev/") and (number, root) not in seen:
-            seen.add((number, root))
-            yield unescape(point)
+        if mount.source.startswith("/dev/") and (mount.number, mount.root) not in seen:
+            seen.add((mount.number, mount.root))
+            yield mount.point
 
 
 def _whole(devices: tuple[LoopDevice, ...]) -> Iterator[LoopDevice]:

@@ -34,8 +34,8 @@ _PURE = """
     state bus.interfaces bus.objects placement
 """
 _ACTS = """
-    actor bell blockdev catalog events freeze holders installing locks mounting objects observer pressure settings journal
-    suspensions surroundings systemd dm.stalled
+    actor bell blockdev catalog events freeze holders installing locks mounting mountinfo objects observer pressure settings
+    journal suspensions surroundings systemd dm.stalled
     dm.control dm.events dm.kmsg dm.speed dm.sync dm.counters drives.arrivals drives.beneath drives.loop drives.probe drives.raw
     drives.scan drives.store drives.health drives.holes drives.trust drives.watch watch metrics_server page83.export page83.sysfs
     page83.udev page83.lun_information

@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from uuid import UUID
 
@@ -97,3 +99,42 @@ def test_the_helper_says_nothing_of_what_has_no_label(tmp_path: Path, content: b
     file = tmp_path / "other"
     file.write_bytes(content)
     assert told("drive", str(file)) == []
+
+
+def test_one_array_keeps_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Not by a mistake of ours either, which nobody has thought of. It is told with where it was made."""
+    settings = Settings(state=tmp_path)
+    ids = {str(UUID(int=number)): name for number, name in ((1, "a"), (2, "b"), (3, "c"))}
+    for uuid, name in ids.items():
+        remember(settings, Remembered(UUID(uuid), name))
+    done: list[str] = []
+
+    class Stub:
+        """In place of an array, which takes a kernel: what it does is not what this is about."""
+
+        def __init__(self, key: str) -> None:
+            self.key = key
+            self.trouble: dict[UUID, str] = {}
+
+        @classmethod
+        @contextmanager
+        def opened(cls, settings: Settings, key: str) -> Iterator["Stub"]:
+            if ids[key] == "b":
+                raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+            done.append(ids[key])
+            yield cls(key)
+
+        def stop(self) -> None:
+            done.append(f"{ids[self.key]} stopped")
+
+    monkeypatch.setattr("blkrecov.array.Array", Stub)
+    monkeypatch.setattr(boot, "_system_stops", lambda: False)
+    monkeypatch.setattr(boot, "arrays_up", dict)
+    boot.start(settings)
+    assert done == ["a", "c"]
+    monkeypatch.setattr(boot, "arrays_up", lambda: {name: uuid for uuid, name in ids.items()})
+    assert not boot.stop(settings)
+    assert done[2:] == ["a", "a stopped", "c", "c stopped"]
+    assert [record.exc_info is not None for record in caplog.records] == [True, True, False]

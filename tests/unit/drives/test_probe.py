@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 
 from blkrecov.drives.label import Label
-from blkrecov.drives.probe import Contents, Kind, describe, inspect, refuse_if_unfit, unescape
+from blkrecov.drives.probe import Contents, Kind, describe, inspect, refuse_if_unfit
 from blkrecov.drives.store import IoCounter, create_file, format_drive
 from blkrecov.errors import DeviceInUse, DiskNotEmpty, InvalidArgument, PathNotFound
 from blkrecov.units import MIB, Bytes
@@ -150,8 +150,3 @@ def test_force_overrules_contents_and_never_use() -> None:
 def test_blkids_answer_in_words(found: dict[str, str], words: str | None) -> None:
     """Its keys are for programs."""
     assert describe(found) == words
-
-
-def test_words_of_proc_files_are_unescaped() -> None:
-    """A mount point with a space in its name would be looked for under another."""
-    assert unescape(r"/srv/my\040disks") == "/srv/my disks"

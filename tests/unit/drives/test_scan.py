@@ -10,6 +10,7 @@ import pytest
 from blkrecov.drives.label import Label
 from blkrecov.drives.scan import Places, block_devices, mounts, scan
 from blkrecov.drives.store import IoCounter, create_file, format_drive
+from blkrecov.mountinfo import parse
 from blkrecov.units import MIB
 
 SIZE = 16 * MIB
@@ -141,13 +142,13 @@ def test_disks_and_partitions_are_looked_at_and_stacked_or_exported_ones_are_not
 def test_mounts_are_those_on_block_devices_each_once() -> None:
     """Network file systems may hang; a bind mount shows what was searched already."""
     text = (
-        "21 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw\n"
-        "22 21 0:5 / /proc rw - proc proc rw\n"
-        "23 21 254:1 / /again rw - ext4 /dev/vda1 rw\n"
-        "24 21 0:40 / /srv/my\\040disks rw - btrfs /dev/vdb rw\n"
-        "25 21 0:41 / /net rw - nfs4 server:/export rw\n"
+        b"21 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw\n"
+        b"22 21 0:5 / /proc rw - proc proc rw\n"
+        b"23 21 254:1 / /again rw - ext4 /dev/vda1 rw\n"
+        b"24 21 0:40 / /srv/my\\040disks rw - btrfs /dev/vdb rw\n"
+        b"25 21 0:41 / /net rw - nfs4 server:/export rw\n"
     )
-    assert list(mounts(text)) == ["/", "/srv/my disks"]
+    assert list(mounts(parse(text))) == ["/", "/srv/my disks"]
 
 
 def test_a_file_that_others_can_write_to_is_told_where_it_was_expected(pool: Path, places: Places) -> None:
@@ -184,7 +185,7 @@ def test_a_directory_that_was_named_may_be_anybodys(pool: Path, places: Places) 
 def test_media_of_users_are_not_searched() -> None:
     """Their files have whatever owners somebody gave them elsewhere; so they are mounted nosuid."""
     text = (
-        "21 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw\n"
-        "22 21 8:1 / /media/eve/STICK rw,nosuid,nodev,relatime shared:2 - ext4 /dev/sda1 rw\n"
+        b"21 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw\n"
+        b"22 21 8:1 / /media/eve/STICK rw,nosuid,nodev,relatime shared:2 - ext4 /dev/sda1 rw\n"
     )
-    assert list(mounts(text)) == ["/"]
+    assert list(mounts(parse(text))) == ["/"]
