@@ -32,6 +32,7 @@ from blkrecov import (
     tasks,
     turns,
 )
+from blkrecov.blockdev import plain
 from blkrecov.catalog import Discovered
 from blkrecov.condition import fills_up, state_of, suspended
 from blkrecov.converge import Group, converge, converge_ports, take_note
@@ -931,8 +932,8 @@ class Array(Restoring):
             try:
                 for found in mounting.bring_back(shown, deadline - time.monotonic()):
                     words = "is mounted again" if found.outcome is mounting.Outcome.AGAIN else "is of no use yet"
-                    said.append(f"{found.path} ({found.fstype}) of LUN {lun.name} {words}: {found.why}")
-                    self._tell(found.outcome, said[-1], lun=lun.name, remedy=found.remedy)
+                    said.append(plain(f"{found.path} ({found.fstype}) of LUN {lun.name} {words}: {found.why}"))
+                    self._tell(found.outcome, said[-1], lun=lun.name, remedy=plain(found.remedy))
             except (BlkrecovError, OSError) as error:
                 log.warning("what was mounted from LUN %s could not be looked after: %s", lun.name, error)
         return said

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from blkrecov import observer
+from blkrecov.blockdev import printable
 from blkrecov.errors import ProviderFailure
 from blkrecov.settings import write_whole
 
@@ -51,7 +52,8 @@ class Freezer:
                     self._write(tuple(frozen))
                     continue
                 self.thaw()
-                raise ProviderFailure(f"what is mounted on {point} cannot be frozen: {error.strerror}") from error
+                shown = printable(point)
+                raise ProviderFailure(f"what is mounted on {shown} cannot be frozen: {error.strerror}") from error
             frozen.append(point)
 
     def thaw(self) -> None:

@@ -114,10 +114,10 @@ def held_at(thread: str) -> Held | None:
     """
     known = Path("/proc", thread)
     try:
-        if not thread.isdecimal() or (known / "stat").read_text().rpartition(")")[2].split()[0] != "D":
+        if not thread.isdecimal() or (known / "stat").read_text(errors="replace").rpartition(")")[2].split()[0] != "D":
             return None
         where = (known / "wchan").read_text().strip()
-        lines = (known / "status").read_text().splitlines()
+        lines = (known / "status").read_text(errors="replace").splitlines()
     except OSError:  # It has ended.
         return None
     count = next((line for line in lines if line.startswith("voluntary_ctxt_switches")), "")

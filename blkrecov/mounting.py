@@ -149,6 +149,7 @@ class _Commands:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
+                errors="surrogateescape",  # A mount point may be any bytes.
                 env=environment,
             )
         except FileNotFoundError as error:
@@ -235,7 +236,8 @@ class _Work:
         properties = "--property=Id,Where,What,Type,FragmentPath,WantedBy,RequiredBy"
         _, output, _ = self._commands.run("systemctl", "show", "--all", properties, "*.mount")
         for paragraph in output.split("\n\n"):
-            said = dict(line.partition("=")[::2] for line in paragraph.splitlines())
+            # Anybody's mount may have in its path what is an end of a line to splitlines().
+            said = dict(line.partition("=")[::2] for line in paragraph.split("\n"))
             if said.get("FragmentPath") and _number(said["What"]) in self._numbers:
                 wanted = bool(said["WantedBy"] or said["RequiredBy"])
                 yield _Entry(said["Where"], said["Type"] or "auto", wanted, ("systemctl", "start", said["Id"]))
