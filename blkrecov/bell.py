@@ -23,13 +23,13 @@ def ring(path: Path) -> bool:
 
 
 def _ring(path: Path) -> bool:
-    with closing(socket.socket(socket.AF_UNIX, _KIND)) as sender:
-        try:
+    try:
+        with closing(socket.socket(socket.AF_UNIX, _KIND)) as sender:
             sender.sendto(b"\n", str(path))
-        except BlockingIOError:
-            return True  # It has not come to listen to the last ones.
-        except OSError:
-            return False
+    except BlockingIOError:
+        return True  # It has not come to listen to the last ones.
+    except OSError:
+        return False
     return True
 
 

@@ -210,13 +210,14 @@ class Daemon:
         period_s = systemd.watchdog_s()
         if period_s is None:
             return
+        # Before all that may fail: whatever that is, it is tried again.
+        self._loop.call_later(period_s / 2, self._feed)
         dead = [worker.name for worker in self._workers.values() if not worker.alive]
         if dead:
             log.error("nobody looks after the arrays %s any more: the watchdog is not fed", ", ".join(dead))
             return
         systemd.notify(WATCHDOG="1")
         self._tell_status()
-        self._loop.call_later(period_s / 2, self._feed)
 
     async def _let_go(self) -> None:
         for worker in self._workers.values():

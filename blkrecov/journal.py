@@ -52,10 +52,13 @@ class JournalHandler(logging.Handler):
             "SYSLOG_IDENTIFIER": self._identifier,
         }
         fields |= {name.upper(): value for name, value in vars(record).items() if name.startswith(_FIELDS)}
-        with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)) as sender:
+        # Where there is no descriptor left for a socket either.
+        with (
+            suppress(OSError),
+            closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)) as sender,
+        ):
             sender.settimeout(PATIENCE_S)
-            with suppress(OSError):
-                sender.sendto(datagram(fields), self._path)
+            sender.sendto(datagram(fields), self._path)
 
 
 def is_stderr() -> bool:

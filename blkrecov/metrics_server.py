@@ -22,17 +22,27 @@ log = logging.getLogger(__name__)
 # Who connects and says nothing holds a connection no longer than this.
 PATIENCE_S: Final = 10.0
 _MOST: Final = 16 * 1024
+# Scrapers are a few. Connections without number would take the descriptors that the arrays need.
+CONNECTIONS: Final = 32
 
 
 async def serve(at: Address | Path, text: Callable[[], Awaitable[str]]) -> asyncio.Server:
     """Listens on a port (0: any that is free) or a Unix socket, until the server is closed. `text` gives the exposition.
 
-    The socket's directory is made, for root alone, where it is not there. A socket that is there is replaced.
+    The socket's directory is made, for root alone, where it is not there. A socket that is there is replaced. A connection
+    beside CONNECTIONS others is closed at once.
 
     Raises: OSError where it cannot listen there.
     """
 
+    open_now = 0
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal open_now
+        if open_now >= CONNECTIONS:
+            writer.close()
+            return
+        open_now += 1
         try:
             with suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
                 async with asyncio.timeout(PATIENCE_S):
@@ -40,6 +50,7 @@ async def serve(at: Address | Path, text: Callable[[], Awaitable[str]]) -> async
                     writer.write(await _answered(head, text))
                     await writer.drain()
         finally:
+            open_now -= 1
             writer.close()
 
     if isinstance(at, Path):

@@ -18,13 +18,12 @@ def notify(**words: str) -> None:
         return
     # A line break in a name that somebody gave to a file would begin another word.
     text = "\n".join(f"{key}={' '.join(value.split())}" for key, value in words.items())
-    with closing(
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    ) as sender:
-        try:
+    kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    try:
+        with closing(socket.socket(socket.AF_UNIX, kind)) as sender:
             sender.sendto(text.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
-        except OSError as error:
-            log.info("%s cannot be told %s: %s", address, text, error)
+    except OSError as error:
+        log.info("%s cannot be told %s: %s", address, text, error)
 
 
 def watchdog_s() -> float | None:

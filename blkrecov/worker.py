@@ -152,9 +152,9 @@ class Worker:
     def _rest(self, patience_s: float) -> bool:
         """Until there is a reason to open the array again. False when there was none in time."""
         uuid = self._state.uuid
-        paths = [path for array in remembered(self._settings) if array.uuid == uuid for path in array.paths]
-        before = arrivals.present(paths, self._settings.directories)
         try:
+            paths = [path for array in remembered(self._settings) if array.uuid == uuid for path in array.paths]
+            before = arrivals.present(paths, self._settings.directories)
             with Bell(self._settings.bell_of(uuid)) as bell:
                 if self._wake.is_set():
                     return True

@@ -507,9 +507,10 @@ class _Watch:
     def _run(self) -> None:
         # The device's requests may be fewer for a moment than those that it is asked for: so it is looked at until the end.
         while not self._ended.wait(_LOOK_AGAIN_S):
-            if hangs(self._device, self._ended):
-                self.gave_up = True
-                signal.pthread_kill(self._caller, _SIGNAL)
+            with suppress(OSError):  # What cannot be looked at now is looked at again.
+                if hangs(self._device, self._ended):
+                    self.gave_up = True
+                    signal.pthread_kill(self._caller, _SIGNAL)
 
 
 @cache

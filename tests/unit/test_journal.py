@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import resource
 import socket
 import struct
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blkrecov import journal
+from blkrecov import bell, journal, systemd
 from blkrecov.events import MESSAGE_IDS, EventKind, EventLog
 from blkrecov.journal import JournalHandler, datagram
 
@@ -108,6 +109,23 @@ def test_a_journal_that_hangs_is_not_waited_for_long(
         log.info("x" * 10000)
         log.info("number %d", number)
     assert entry(listener.recv(65536))["MESSAGE"].startswith("x")
+
+
+def test_nothing_is_raised_where_no_descriptor_is_left(
+    log: logging.Logger, listener: socket.socket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Who logs, tells systemd or rings a bell has other work to do, and an event loop ends with what its handler raises."""
+    monkeypatch.setenv("NOTIFY_SOCKET", listener.getsockname())
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        log.info("lost")
+        systemd.notify(READY="1")
+        assert not bell.ring(tmp_path / "bell")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    log.info("there again")
+    assert entry(listener.recv(65536))["MESSAGE"] == "there again"
 
 
 def test_an_event_has_its_id_and_its_facts(listener: socket.socket, tmp_path: Path) -> None:

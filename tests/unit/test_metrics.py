@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from blkrecov import provision
 from blkrecov.metrics import Care, exposition
-from blkrecov.metrics_server import serve
+from blkrecov.metrics_server import CONNECTIONS, serve
 from blkrecov.model import Document, Layout
 from blkrecov.overview import Overview
 from blkrecov.settings import Address
@@ -204,3 +204,26 @@ def test_nothing_else_is_answered(words: bytes, status: bytes) -> None:
 def test_too_much_is_not_listened_to() -> None:
     """The connection is closed without an answer."""
     assert asyncio.run(asked(b"GET /metrics HTTP/1.1\r\n" + b"X: y\r\n" * 10000 + b"\r\n", PORT)) == b""
+
+
+def test_connections_without_number_are_closed() -> None:
+    """What is too many is closed at once; when others have gone there is room again."""
+
+    async def crowded() -> tuple[bytes, bytes]:
+        async with await serve(PORT, text) as server:
+            place = server.sockets[0].getsockname()
+            crowd = [(await asyncio.open_connection(*place))[1] for _ in range(CONNECTIONS)]
+            reader, writer = await asyncio.open_connection(*place)
+            refused = await reader.read()
+            for each in (*crowd, writer):
+                each.close()
+                await each.wait_closed()
+            reader, writer = await asyncio.open_connection(*place)
+            writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+            answer = await reader.read()
+            writer.close()
+            return refused, answer
+
+    refused, answer = asyncio.run(crowded())
+    assert refused == b""
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
