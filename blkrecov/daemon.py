@@ -69,11 +69,11 @@ class Daemon:
 
     # What the service asks for.
 
-    def call(self, array: UUID, what: str, function: Callable[[Array], T]) -> Future[T]:
+    def call(self, array: UUID, what: str, function: Callable[[Array], T], *, brings_up: bool) -> Future[T]:
         worker = self._workers.get(array)
         if worker is None:
             raise ObjectDeleted(f"there is no array {array}")
-        return worker.call(what, function)
+        return worker.call(what, function, brings_up=brings_up)
 
     def doing(self, array: UUID) -> str:
         return self._workers[array].doing

@@ -26,7 +26,7 @@ from blkrecov.bell import Bell, ring
 from blkrecov.dm.events import EventWatcher
 from blkrecov.drives import arrivals
 from blkrecov.drives.watch import DriveWatcher
-from blkrecov.errors import BlkrecovError, Code, DeviceInUse
+from blkrecov.errors import AccessDenied, BlkrecovError, Code, DeviceInUse
 from blkrecov.monitor import AGAIN_MOST_S, AGAIN_S, Monitor
 from blkrecov.overview import Overview
 from blkrecov.settings import Settings, is_stopped, remembered
@@ -47,10 +47,16 @@ class Unexpected(BlkrecovError):
     default_remedy = "report what the daemon's log says: journalctl -u blkrecovd"
 
 
+def stopped(name: str) -> AccessDenied:
+    """Why there is nothing to look at, for who may not bring the array up, or was too late to mean that."""
+    return AccessDenied(f"array {name} is stopped", remedy="bring it up as root: blkrecov refresh")
+
+
 @dataclass(frozen=True, slots=True)
 class _Call:
     what: str
     function: Callable[[Array], Any]
+    brings_up: bool
     future: Future[Any]
 
 
@@ -108,12 +114,12 @@ class Worker:
         words, since = self._at
         return 0.0 if words == _IDLE else time.monotonic() - since
 
-    def call(self, what: str, function: Callable[[Array], T]) -> Future[T]:
+    def call(self, what: str, function: Callable[[Array], T], *, brings_up: bool) -> Future[T]:
         """Have this done as soon as the thread is at leisure. `what` says so to others who have to wait. A future that has not
-        begun may be cancelled.
+        begun may be cancelled. One that does not bring up raises AccessDenied if the array is stopped by then.
         """
         future: Future[T] = Future()
-        self._calls.append(_Call(what, function, future))
+        self._calls.append(_Call(what, function, brings_up, future))
         self._rouse()
         return future
 
@@ -214,7 +220,7 @@ class _Attendant(Monitor):
         """The answer is given when the state tells what has changed."""
         answer, failure = None, None
         try:
-            self._bring_up()
+            self._bring_up(call)
             answer = call.function(self._array)
         except BlkrecovError as error:
             failure = error
@@ -229,9 +235,13 @@ class _Attendant(Monitor):
             else:
                 call.future.set_result(answer)
 
-    def _bring_up(self) -> None:
+    def _bring_up(self, call: _Call) -> None:
+        """Raises: AccessDenied. Only now it is known what those before it have left."""
         self._array.reload()
-        if self._down or self._array.down():
+        down = self._array.down()
+        if down and not call.brings_up:
+            raise stopped(self._array.document.name)
+        if down or self._down:
             # Its drives are found anew: they may have other devices than when it was stopped.
             self._array.reenumerate()
             self._array.refresh()

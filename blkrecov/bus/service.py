@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -50,7 +51,7 @@ from blkrecov.methods import HANDLERS, Options, Result, plan_resync, restore, re
 from blkrecov.session import RestoreSession
 from blkrecov.state import ENDED, ArrayState
 from blkrecov.views import Json
-from blkrecov.worker import Unexpected
+from blkrecov.worker import Unexpected, stopped
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +72,8 @@ class Arrays(Protocol):
     def directory(self) -> Path:
         """Where arrays are remembered."""
 
-    def call(self, array: UUID, what: str, function: Callable[[Array], T]) -> Future[T]:
-        """Raises: ObjectDeleted for an array without worker."""
+    def call(self, array: UUID, what: str, function: Callable[[Array], T], *, brings_up: bool) -> Future[T]:
+        """As Worker.call(). Raises: ObjectDeleted for an array without worker."""
 
     def doing(self, array: UUID) -> str: ...
 
@@ -297,15 +298,18 @@ class Service:
         """What a method gives. Raises: AccessDenied for who may only look, where there is nothing to look at."""
         path = message.path or ""
         uuid = array_of(path)
-        if method.reads and uuid is not None and not await self._may_bring_up(uuid, message.sender or ""):
-            raise AccessDenied(f"array {self._names[uuid]} is stopped", remedy="bring it up as root: blkrecov refresh")
-        return await self._in_array(path, method.name, function)
+        brings_up = True
+        if method.reads and uuid is not None:
+            brings_up = not self._states[uuid].running
+            if brings_up and not await self._is_root(message.sender or ""):
+                raise stopped(self._names[uuid])
+        return await self._in_array(path, method.name, function, brings_up=brings_up)
 
-    async def _in_array(self, path: str, what: str, function: Callable[[Array], T]) -> T:
-        """Raises: TimedOut for what could not be begun in time."""
+    async def _in_array(self, path: str, what: str, function: Callable[[Array], T], *, brings_up: bool = True) -> T:
+        """Raises: TimedOut for what could not be begun in time; AccessDenied after a stop for what brings nothing up."""
         uuid = array_of(path)
         assert uuid is not None, f"{path} is of no array"
-        call = self._arrays.call(uuid, what, function)
+        call = self._arrays.call(uuid, what, function, brings_up=brings_up)
         future = asyncio.wrap_future(call)
         await asyncio.wait({future}, timeout=BEGIN_S)
         if not future.done() and call.cancel():
@@ -319,24 +323,26 @@ class Service:
         """Never kept waiting for long: what is known is told, and what keeps the array from being looked at."""
         uuid = array_of(path)
         assert uuid is not None, f"{path} is of no array"
-        if not await self._may_bring_up(uuid, sender):
+        brings_up = not self._states[uuid].running
+        if brings_up and not await self._is_root(sender):
             return [self._state_text(uuid)]
-        call = self._arrays.call(uuid, "GetState", lambda array: array.observe())
+        call = self._arrays.call(uuid, "GetState", lambda array: array.observe(), brings_up=brings_up)
         future = asyncio.wrap_future(call)
         # Of a stopped array nothing is known that would be an answer, and to bring it up takes its time.
-        await asyncio.wait({future}, timeout=LOOK_S if self._states[uuid].running else None)
+        await asyncio.wait({future}, timeout=None if brings_up else LOOK_S)
         stale = ""
         if future.done():
-            await future
+            with suppress(AccessDenied):  # Stopped meanwhile, which the state says.
+                await future
         else:
             call.cancel()
             future.add_done_callback(lambda late: late.cancelled() or late.exception())
             stale = f"array {self._names[uuid]} {self._arrays.doing(uuid)}; this is what was known before"
         return [self._state_text(uuid, stale)]
 
-    async def _may_bring_up(self, array: UUID, sender: str) -> bool:
-        """To look at an array brings it up, which is root's to do: false for others where it is stopped."""
-        return self._states[array].running or await self._ask_bus("GetConnectionUnixUser", sender) == 0
+    async def _is_root(self, sender: str) -> bool:
+        """To look at an array that is stopped brings it up, which is root's to do."""
+        return bool(await self._ask_bus("GetConnectionUnixUser", sender) == 0)
 
     def _state_text(self, uuid: UUID, stale: str = "") -> str:
         return msgspec.json.encode({**msgspec.to_builtins(self._states[uuid]), "stale": stale}).decode()
