@@ -207,7 +207,8 @@ class _Attendant(Monitor):
         return suspects
 
     def _attend(self, suspects: frozenset[UUID]) -> None:
-        while self._worker._calls:
+        # Those that come meanwhile have the next turn: callers without end must not keep the array from being looked after.
+        for _ in range(len(self._worker._calls)):
             call = self._worker._calls.popleft()
             if call.future.set_running_or_notify_cancel():
                 self._worker._is_at(f"is busy with {call.what}")
