@@ -11,6 +11,7 @@ remedy alone (s) follow.
 import asyncio
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -119,6 +120,8 @@ class Service:
         self._sessions: dict[str, _Session] = {}
         self._next_session = 1
         self._waiting: dict[str, list[Message]] = {}
+        # How much there is that ends when a client leaves the bus.
+        self._held: Counter[str] = Counter()
         self._answering: set[asyncio.Task[Any]] = set()
 
     def export(self) -> None:
@@ -163,6 +166,7 @@ class Service:
             if array_of(path) == state.uuid and (path not in after or _ended(after[path])):
                 for message in self._waiting.pop(path):
                     self._answer_wait(message, after.get(path))
+                    self._let_go(message.sender or "")
         # A short task has ended before anything was told of it; those found when the array is first opened have ended long ago.
         was_open = bool(before) and before[array_path(state.uuid)][ARRAY]["Sequence"] > 0
         for path, known in after.items():
@@ -407,13 +411,20 @@ class Service:
             self._answer_wait(message, known)
             return
         self._waiting.setdefault(path, []).append(message)
+        self._hold(message.sender or "")
         if "timeout" in options:
             asyncio.get_running_loop().call_later(options["timeout"], self._out_of_patience, path, message)
 
     def _out_of_patience(self, path: str, message: Message) -> None:
         if message in self._waiting.get(path, ()):
-            self._waiting[path].remove(message)
+            self._forget(path, message)
             self._fail(message, TimedOut("the task has not ended by then; it goes on"))
+
+    def _forget(self, path: str, message: Message) -> None:
+        self._waiting[path].remove(message)
+        if not self._waiting[path]:
+            del self._waiting[path]
+        self._let_go(message.sender or "")
 
     def _answer_wait(self, message: Message, known: Interfaces | None) -> None:
         if known is None:
@@ -428,14 +439,32 @@ class Service:
         uuid = array_of(path)
         assert uuid is not None
         await self._in_array(path, "InitializeForRestore", lambda array: RestoreSession(array).begin())
-        await self._ask_bus("AddMatch", _left(owner))
         session = _Session(session_path(self._next_session), owner, uuid)
         self._next_session += 1
         self._sessions[session.path] = session
         self._tell({}, {session.path: session_object(owner, uuid, None)})
+        self._hold(owner)
+        return [session.path]
+
+    # Clients that leave.
+
+    def _hold(self, owner: str) -> None:
+        """Have the bus tell when a client leaves, until it is let go as often as it was held."""
+        self._held[owner] += 1
+        if self._held[owner] == 1:
+            self._begin(self._listen(owner))
+
+    async def _listen(self, owner: str) -> None:
+        await self._ask_bus("AddMatch", _left(owner))
         if await self._ask_bus("NameHasOwner", owner) is not True:
             self._client_left(owner)  # It went before we listened.
-        return [session.path]
+
+    def _let_go(self, owner: str) -> None:
+        self._held[owner] -= 1
+        if not self._held[owner]:
+            del self._held[owner]
+            # The bus counts them: one for each that was added.
+            self._begin(self._ask_bus("RemoveMatch", _left(owner)))
 
     async def _ask_bus(self, member: str, argument: str) -> Any:
         answer = await self._bus.call(
@@ -453,13 +482,15 @@ class Service:
     def _client_left(self, owner: str) -> None:
         for session in [each for each in self._sessions.values() if each.owner == owner]:
             self._end(session)
+        for path, messages in list(self._waiting.items()):
+            for message in [each for each in messages if each.sender == owner]:
+                self._forget(path, message)
 
     def _end(self, session: _Session) -> None:
         if self._sessions.pop(session.path, None) is None:
             return
         self._tell({session.path: session_object(session.owner, session.array, session.task)}, {})
-        if not any(other.owner == session.owner for other in self._sessions.values()):
-            self._begin(self._ask_bus("RemoveMatch", _left(session.owner)))
+        self._let_go(session.owner)
 
     async def _of_session(
         self, session: _Session, message: Message, method: Method, arguments: Sequence[Any], options: Options
