@@ -36,7 +36,7 @@ class Scrapes:
 
     def __init__(self, workers: Mapping[UUID, Worker]) -> None:
         self._workers = workers
-        self._look: Future[Devices] | None = None
+        self._look: asyncio.Future[Devices] | None = None
 
     async def text(self) -> str:
         """The exposition."""
@@ -58,10 +58,11 @@ class Scrapes:
     async def _devices(self, known: Seen) -> Devices:
         """Empty where the kernel does not tell in time. Then it is not asked again before it has."""
         if self._look is None or self._look.done():
-            self._look = Future()
+            seen: Future[Devices] = Future()
             # One that is stuck in the kernel must not keep the process, as one of the loop's own would.
-            threading.Thread(target=_look, args=(known, self._look), name="scrape", daemon=True).start()
-        look = asyncio.wrap_future(self._look)
+            threading.Thread(target=_look, args=(known, seen), name="scrape", daemon=True).start()
+            self._look = asyncio.wrap_future(seen)
+        look = self._look
         await asyncio.wait({look}, timeout=PATIENCE_S)
         return look.result() if look.done() else {}
 
