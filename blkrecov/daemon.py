@@ -18,7 +18,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from importlib.metadata import version
@@ -35,7 +36,7 @@ from blkrecov.bell import Bell
 from blkrecov.bus.service import BEGIN_S, Service
 from blkrecov.engine import create_array, list_arrays
 from blkrecov.errors import AccessDenied, BlkrecovError, ObjectDeleted, ObjectNotFound, ProviderFailure
-from blkrecov.events import EventLog
+from blkrecov.events import Event, EventLog
 from blkrecov.settings import Address, Settings, metrics_place, remembered
 from blkrecov.state import ArrayState
 from blkrecov.views import Json
@@ -50,6 +51,8 @@ T = TypeVar("T")
 READY_S: Final = 20.0
 # How long workers may take to let go of their arrays before we go without them.
 GOING_S: Final = 5.0
+# When events that could not be followed are followed again.
+FOLLOW_AGAIN_S: Final = 10.0
 
 
 class Daemon:
@@ -126,14 +129,17 @@ class Daemon:
         What happens before an array is on the bus nobody is told of; its objects say what it is like then.
         """
         log_ = EventLog(self._settings.state)
-        try:
-            with Watch(log_.path) as watch:
-                for event in log_.follow(pause=lambda _: watch.wait()):
+        told: Event | None = None
+        while not self._loop.is_closed():
+            try:
+                for event in _followed(log_, told):
                     self._loop.call_soon_threadsafe(self._service.happened, event)
-        except (BlkrecovError, OSError) as error:
-            log.warning("the bus is told of no events any more: %s", error)
-        except RuntimeError:  # The loop has ended.
-            return
+                    told = event
+            except (BlkrecovError, OSError) as error:
+                log.warning("the bus is told of no events for %g s: %s", FOLLOW_AGAIN_S, error)
+                time.sleep(FOLLOW_AGAIN_S)
+            except RuntimeError:  # The loop has ended.
+                return
 
     def _tell_status(self) -> None:
         status = _status(list(self._states.values()))
@@ -228,6 +234,11 @@ class Daemon:
         for worker in self._workers.values():
             if worker.alive:
                 log.warning("array %s is left as it is: it %s", worker.name, worker.doing)
+
+
+def _followed(log_: EventLog, after: Event | None) -> Iterator[Event]:
+    with Watch(log_.path) as watch:
+        yield from log_.follow(after=after, pause=lambda _: watch.wait())
 
 
 async def _in_thread(function: Callable[[], T]) -> T:

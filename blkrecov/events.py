@@ -319,15 +319,17 @@ class EventLog:
         *,
         array: str | None = None,
         without: frozenset[EventKind] = frozenset(),
+        after: Event | None = None,
         pause: Callable[[float], bool | None] = time.sleep,
     ) -> Iterator[Event]:
-        """The `last` events there are, then each new one as it comes, for as long as one likes.
+        """The `last` events there are, or those that came `after` one, then each new one as it comes, for as long as one likes.
 
         "New" counts from the first `next()` on. `pause(seconds)` is called when there is nothing more; an answer that is
         true ends it, so `threading.Event().wait` makes it one that can be ended from outside. Raises: AccessDenied.
         """
         with closing(_Tail(self)) as tail:
-            yield from _last(_events(tail.lines(), array, without), last)
+            events = _events(tail.lines(), array, without)
+            yield from _last(events, last) if after is None else _since(events, after)
             while True:
                 lines = tail.lines()
                 yield from _events(lines, array, without)
@@ -432,6 +434,17 @@ def _events(lines: Iterable[bytes], array: str | None, without: frozenset[EventK
 
 def _last(events: Iterable[Event], last: int | None) -> tuple[Event, ...]:
     return tuple(deque(events, maxlen=last))
+
+
+def _since(events: Iterable[Event], one: Event) -> tuple[Event, ...]:
+    """Those after one; all if it is not among them, for then it has gone with an older file."""
+    found: list[Event] = []
+    for event in events:
+        if event == one:
+            found.clear()
+        else:
+            found.append(event)
+    return tuple(found)
 
 
 def _fields(event: Event) -> dict[str, object]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -255,6 +256,19 @@ def test_following_begins_with_the_last_events(log: EventLog) -> None:
     assert small.older.exists()
     assert numbers(list(log.follow(3, pause=Script()))) == [3, 4, 5]
     assert list(log.follow(pause=Script())) == []
+
+
+def test_following_goes_on_after_an_event(log: EventLog) -> None:
+    """Of both files; from the oldest where that one has gone with an older file."""
+    small = EventLog(log.path.parent, rotate_at=500)
+    happened(small, 1, 2, 3, 4)
+    third = log.read()[2]
+    happened(small, 5)
+    assert small.older.exists()
+    script = Script(partial(happened, log, 6))
+    assert numbers(list(log.follow(after=third, pause=script))) == [4, 5, 6]
+    gone = msgspec.structs.replace(third, time=0.0)
+    assert numbers(list(log.follow(after=gone, pause=Script()))) == numbers(log.read())
 
 
 def test_new_events_are_followed_as_they_come(log: EventLog) -> None:
