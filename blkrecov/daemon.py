@@ -119,8 +119,9 @@ class Daemon:
 
     def _update(self, state: ArrayState) -> None:
         self._states[state.uuid] = state
-        self._service.update(state)
+        # Before all that may fail: nobody is to wait for it for ever.
         self._first[state.uuid].set()
+        self._service.update(state)
         self._tell_status()
 
     def _follow_events(self) -> None:
