@@ -77,6 +77,7 @@ from blkrecov.resync import COPIES
 from blkrecov.running import Progress
 from blkrecov.settings import Settings
 from blkrecov.shadows import ShadowRequest
+from blkrecov.turns import Standstill
 from blkrecov.units import GIB, Bytes, Sectors, format_size, in_bytes, sectors
 
 log = logging.getLogger(__name__)
@@ -698,7 +699,7 @@ class Array(Restoring):
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         task = self.advance(number)
         self.tell_objects()
-        ripe_before = False
+        standstill = Standstill()
         with EventWatcher() as events:
             while not task.state.ended:
                 events.changed()
@@ -707,10 +708,8 @@ class Array(Restoring):
                         on_progress(self.progress(number))
                     ripe = self.ripe()
                     self.govern()
-                    if not ripe or ripe_before:
-                        # Ripe twice in a row: the kernel is between two of its own steps.
+                    if standstill.seen(ripe, self.document.sequence) or not ripe:
                         events.wait(TICK_S if on_progress or ripe else EVENT_PATIENCE_S)
-                ripe_before = ripe
                 if ripe:
                     self.catch_up()
                     self.advance_all()

@@ -21,6 +21,7 @@ from blkrecov.bell import Bell
 from blkrecov.dm.events import EventWatcher
 from blkrecov.drives.watch import DriveWatcher
 from blkrecov.errors import BlkrecovError
+from blkrecov.turns import Standstill
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Monitor:
         self._again_s = AGAIN_S
         self._unease: frozenset[tuple[UUID, str]] = frozenset()
         self._down = False
+        self._standstill = Standstill()
         self._mounted: frozenset[tuple[UUID, str, str]] = frozenset()
 
     def end(self) -> None:
@@ -115,9 +117,11 @@ class Monitor:
             busy = not (self._trouble or self._down) and any(
                 not task.state.ended and not task.paused for task in self._array.document.tasks
             )
+            ripe = busy and self._array.ripe()
+            stands = self._standstill.seen(ripe, self._array.document.sequence)
+            if ripe and not stands:
+                return frozenset()
             if busy:
-                if self._array.ripe():
-                    return frozenset()
                 self._array.govern()
                 self._ticked()
             ready = poll.poll(1000 * (TICK_S if busy else self._patience_s()))
@@ -127,7 +131,7 @@ class Monitor:
                 return self._array.drives_behind(drives.happened()[1])
             changed, failed = drives.happened()
             suspects = self._array.drives_behind(failed)
-            if suspects or self._array.outdated() or not (ready or busy):
+            if suspects or stands or self._array.outdated() or not (ready or busy):
                 return suspects
             if changed and self._array.unease() != unease:
                 return frozenset()

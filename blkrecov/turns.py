@@ -29,6 +29,22 @@ def must_wait(document: Document, wanted: Lun) -> bool:
     return bool(taken(document) & wanted.drives)
 
 
+class Standstill:
+    """Whether what is due comes to nothing: it was due at the look before, and the document is still the one it was then.
+
+    So it is with a task whose turn has come but for the spare that it would take, or while the kernel is between two of its own
+    steps. Who looks waits a little then, instead of trying again at once.
+    """
+
+    def __init__(self) -> None:
+        self._due_at: int | None = None
+
+    def seen(self, due: bool, sequence: int) -> bool:
+        """To be told of each look: whether something is due, and the document's sequence."""
+        before, self._due_at = self._due_at, sequence if due else None
+        return due and before == sequence
+
+
 def queued(document: Document, observed: Observed) -> tuple[Task, ...]:
     """The tasks that wait, in the order in which they are to be tried."""
     waiting = (task for task in document.tasks if task.state is TaskState.QUEUED)

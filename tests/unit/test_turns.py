@@ -94,3 +94,25 @@ def test_a_queued_recovery_begins_with_what_it_was_asked_for() -> None:
     _, begun = recover.begin(ended, seen(ended), ended.lun("w"), waiting, uuids(0x9000))
     assert (begun.state, begun.objects) == (TaskState.IN_PROGRESS, ("w", "d0"))
     assert msgspec.structs.replace(begun, phases=(), objects=("w",)) == tasks.started(waiting)
+
+
+def test_what_is_due_and_comes_to_nothing_stands_still() -> None:
+    """Whatever changes the document makes it worth an attempt at once, and so does a look at which nothing was due."""
+    standstill = turns.Standstill()
+    looks = [(True, 7), (True, 7), (True, 7), (True, 8), (True, 8), (False, 8), (True, 8), (False, 8), (False, 8)]
+    stood = [False, True, True, False, True, False, False, False, False]
+    assert [standstill.seen(due, sequence) for due, sequence in looks] == stood
+
+
+def test_a_queued_recovery_that_has_its_drives_may_wait_for_its_spare() -> None:
+    """Its own drives are free, so it looks as if its turn had come; the only spare is taken by the recovery before it."""
+    document = two("d0 d1", "d2 d3", count=5)
+    document = provision.fail_drive(document, "d0").document
+    first, _ = recover.propose(document, seen(document), document.lun("v"), document.drive("d4"), uuids(0x9000))
+    document = provision.fail_drive(first.document, "d2").document
+    second, waiting = recover.propose(document, seen(document), document.lun("w"), document.drive("d4"), uuids(0xA000))
+    assert waiting.state is TaskState.QUEUED
+    document = second.document
+    assert not turns.must_wait(document, document.lun("w"))
+    proposal, _ = recover.begin(document, seen(document), document.lun("w"), waiting, uuids(0xB000))
+    assert turns.must_wait(document, proposal.document.lun("w"))
