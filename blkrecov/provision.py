@@ -3,18 +3,16 @@ why not.
 """
 
 from collections.abc import Iterator
-from typing import Final
 from uuid import UUID
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from blkrecov import flapping, geometry
+from blkrecov import flapping, geometry, tasks
 from blkrecov.dm.names import NameKind, check_name
 from blkrecov.errors import (
     AnotherCallInProgress,
     DeviceInUse,
-    InvalidArgument,
     InvalidOperation,
     NotSupported,
     ObjectExists,
@@ -23,11 +21,7 @@ from blkrecov.errors import (
 from blkrecov.geometry import Request
 from blkrecov.model import Document, Drive, DriveStatus, Lun, MemberState, Schedule
 from blkrecov.proposal import Proposal, evened, zeroed
-from blkrecov.units import KIB, Bytes, format_size
-
-# The kernel counts rates in KiB/s, in an int (drivers/md/md.h, sync_speed_min and sync_speed_max).
-MIN_RATE: Final = KIB
-MAX_RATE: Final = (2**31 - 1) * KIB
+from blkrecov.units import Bytes, format_size
 
 
 def create(document: Document, request: Request, ids: Iterator[UUID]) -> Proposal:
@@ -196,8 +190,7 @@ def configure(
 ) -> Proposal:
     """The array with other settings (see model.Document); what is not given stays as it is. Rates are bytes per second.
 
-    Raises: InvalidArgument for rates that the kernel does not have, and for a smallest above the largest; InvalidOperation
-            for an array that has no drive to be written on yet.
+    Raises: what tasks.refuse_rates() does; InvalidOperation for an array that has no drive to be written on yet.
     """
     if not document.drives:
         raise InvalidOperation(
@@ -206,15 +199,5 @@ def configure(
         )
     given = {"auto_recover": auto_recover, "scrub": scrub, "rate_min": rate_min, "rate_max": rate_max}
     wanted = msgspec.structs.replace(document, **{name: value for name, value in given.items() if value is not UNSET})
-    for rate in (wanted.rate_min, wanted.rate_max):
-        if rate and not MIN_RATE <= rate <= MAX_RATE:
-            raise InvalidArgument(
-                f"{rate} bytes per second are no rate that the kernel can keep to",
-                remedy=f"give a rate from {format_size(MIN_RATE)} to {format_size(MAX_RATE)}, or 0 for the default",
-            )
-    if wanted.rate_max and wanted.rate_min > wanted.rate_max:
-        raise InvalidArgument(
-            f"the smallest rate would be {format_size(wanted.rate_min)}/s and the largest {format_size(wanted.rate_max)}/s",
-            remedy="choose a largest rate that is not below the smallest, or 0 for the default",
-        )
+    tasks.refuse_rates(wanted.rate_min, wanted.rate_max)
     return Proposal(document=wanted, why=f"array {document.name} has new settings")

@@ -24,8 +24,11 @@ from blkrecov.errors import (
     RestoreCancelled,
 )
 from blkrecov.model import Document, Phase, Task, TaskKind, TaskState
-from blkrecov.units import Bytes, format_size
+from blkrecov.units import KIB, Bytes, format_size
 
+# The kernel counts rates in KiB/s, in an int (drivers/md/md.h, sync_speed_min and sync_speed_max).
+MIN_RATE: Final = KIB
+MAX_RATE: Final = (2**31 - 1) * KIB
 # What a phase counts in the percentage beside the others: a check with a bound is short.
 _WEIGHTS: Final[Mapping[Phase, float]] = {Phase.VERIFY: 0.1}
 # What a running task may show at most: kernel ratios reach their end before the last superblock and the last table change.
@@ -190,7 +193,7 @@ def quarter(task: Task) -> int:
 def rated(task: Task, minimum: int | None, maximum: int | None) -> Task:
     """The task with other rates, in bytes per second and member; None leaves one as it is, 0 makes it the array's.
 
-    Raises: InvalidOperation for a task that has ended, InvalidArgument for a minimum above the maximum.
+    Raises: InvalidOperation for a task that has ended; what refuse_rates() does.
     """
     if task.state.ended:
         raise InvalidOperation(f"task {task.id} is {task.state.value} already", remedy="see: blkrecov task list")
@@ -201,10 +204,20 @@ def rated(task: Task, minimum: int | None, maximum: int | None) -> Task:
 
 
 def refuse_rates(minimum: int | None, maximum: int | None) -> None:
-    """Raises: InvalidArgument for a minimum above the maximum."""
+    """Bytes per second; 0 and None are no wish.
+
+    Raises: InvalidArgument for rates that the kernel does not have, and for a minimum above the maximum.
+    """
+    for rate in (minimum, maximum):
+        if rate and not MIN_RATE <= rate <= MAX_RATE:
+            raise InvalidArgument(
+                f"{rate} bytes per second are no rate that the kernel can keep to",
+                remedy=f"give a rate from {format_size(MIN_RATE)} to {format_size(MAX_RATE)}, or 0 for the default",
+            )
     if minimum and maximum and minimum > maximum:
         raise InvalidArgument(
-            f"the lowest rate ({format_size(Bytes(minimum))}/s) is above the highest ({format_size(Bytes(maximum))}/s)"
+            f"the lowest rate ({format_size(Bytes(minimum))}/s) is above the highest ({format_size(Bytes(maximum))}/s)",
+            remedy="choose a highest rate that is not below the lowest, or 0 for the default",
         )
 
 

@@ -425,7 +425,7 @@ def test_failed_deleted_and_without_redundancy(lab: Lab, table: Table) -> None:
     table.first(
         "the lowest rate is above the highest",
         "the array is not open",
-        lambda: array.propose_recover("vol", None, rate_min=2, rate_max=1),
+        lambda: array.propose_recover("vol", None, rate_min=2 * MIB, rate_max=MIB),
     )
     assert blkrecov(lab, "lun", "delete", "vol").status == 0
 

@@ -287,12 +287,12 @@ def test_settings_that_are_not_given_stay_as_they_are() -> None:
 def test_the_smallest_rate_is_not_above_the_largest() -> None:
     """Whichever of them is given, and only where there is a largest."""
     low = provision.configure(drives(1), rate_max=10 * MIB).document
-    with pytest.raises(InvalidArgument, match="smallest rate would be 20 MiB/s and the largest 10 MiB/s"):
+    with pytest.raises(InvalidArgument, match=r"lowest rate \(20 MiB/s\) is above the highest \(10 MiB/s\)"):
         provision.configure(low, rate_min=20 * MIB)
     assert provision.configure(low, rate_min=10 * MIB).document.rate_min == 10 * MIB
     assert provision.configure(low, rate_min=20 * MIB, rate_max=0).document.rate_min == 20 * MIB
     high = provision.configure(drives(1), rate_min=20 * MIB).document
-    with pytest.raises(InvalidArgument, match="smallest rate"):
+    with pytest.raises(InvalidArgument, match="lowest rate"):
         provision.configure(high, rate_max=10 * MIB)
 
 

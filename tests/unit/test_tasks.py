@@ -22,6 +22,7 @@ from blkrecov.errors import (
 )
 from blkrecov.model import Document, Phase, Task, TaskKind, TaskState
 from blkrecov.tasks import NEXT, Event, IllegalTransition, RequestStatus
+from blkrecov.units import MIB
 
 TASK = Task(id=3, kind=TaskKind.RECOVER, lun=UUID(int=7), objects=("v",), phases=(Phase.REBUILD, Phase.REPAIR))
 RESTORE = Task(id=4, kind=TaskKind.RESYNC, lun=UUID(int=7), objects=("s:v",), phases=(Phase.RESTORE, Phase.COMPARE))
@@ -272,7 +273,7 @@ def test_a_restore_that_has_gone_back_ends_with_what_it_was_told(
         tasks.gone_back(ended)
 
 
-DOCUMENT = Document(array=UUID(int=1), name="lab", rate_min=3, rate_max=70)
+DOCUMENT = Document(array=UUID(int=1), name="lab", rate_min=3 * MIB, rate_max=70 * MIB)
 
 
 @pytest.mark.parametrize(
@@ -286,24 +287,34 @@ DOCUMENT = Document(array=UUID(int=1), name="lab", rate_min=3, rate_max=70)
     ],
 )
 def test_all_running_tasks_share_one_pair_of_limits(rates: list[tuple[int, int]], wanted: tuple[int, int]) -> None:
-    """md has one for the machine. What is paused or has ended asks for nothing."""
+    """md has one for the machine. What is paused or has ended asks for nothing. The numbers are MiB/s."""
     document = DOCUMENT
     for number, (minimum, maximum) in enumerate(rates, start=1):
         task = msgspec.structs.replace(in_state(TaskState.IN_PROGRESS), id=number)
-        document = document.with_task(tasks.rated(task, minimum, maximum))
+        document = document.with_task(tasks.rated(task, minimum * MIB, maximum * MIB))
     paused = msgspec.structs.replace(in_state(TaskState.IN_PROGRESS), id=98, paused=True, rate_max=1)
     ended = msgspec.structs.replace(in_state(TaskState.COMPLETED), id=99, rate_max=1)
-    assert tasks.rates(document.with_task(paused).with_task(ended)) == wanted
+    lowest, highest = tasks.rates(document.with_task(paused).with_task(ended))
+    assert (lowest, highest) == (wanted[0] * MIB, wanted[1] * MIB)
 
 
 def test_rates_that_contradict_each_other_are_refused() -> None:
     """Also the new one with the one that is there."""
-    task = tasks.rated(in_state(TaskState.IN_PROGRESS), None, 20)
-    with pytest.raises(InvalidArgument):
-        tasks.rated(task, 30, None)
-    assert tasks.rated(task, 30, 0).rate_min == 30
+    task = tasks.rated(in_state(TaskState.IN_PROGRESS), None, 20 * MIB)
+    with pytest.raises(InvalidArgument, match="is above the highest"):
+        tasks.rated(task, 30 * MIB, None)
+    assert tasks.rated(task, 30 * MIB, 0).rate_min == 30 * MIB
     with pytest.raises(InvalidOperation):
-        tasks.rated(in_state(TaskState.COMPLETED), 1, 2)
+        tasks.rated(in_state(TaskState.COMPLETED), MIB, 2 * MIB)
+
+
+@pytest.mark.parametrize("rate", [-1, 1, 1023, 2**31 * 1024, 2**70])
+def test_a_task_has_no_rate_that_the_kernel_does_not_have(rate: int) -> None:
+    """The bus could not tell of the largest of them, nor of the task, ever after."""
+    with pytest.raises(InvalidArgument, match="no rate that the kernel can keep to"):
+        tasks.rated(in_state(TaskState.IN_PROGRESS), rate, None)
+    with pytest.raises(InvalidArgument, match="no rate that the kernel can keep to"):
+        tasks.refuse_rates(None, rate)
 
 
 FAILED = tasks.failed(in_state(TaskState.IN_PROGRESS, 42), ObjectFailed("gone"))
