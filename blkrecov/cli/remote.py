@@ -17,6 +17,7 @@ import click
 import msgspec
 from dbus_fast import BusType, Message, MessageFlag, MessageType, Variant
 from dbus_fast.aio import MessageBus
+from dbus_fast.errors import SignatureBodyMismatchError
 
 from blkrecov.bus.interfaces import (
     ARRAY,
@@ -33,7 +34,7 @@ from blkrecov.bus.interfaces import (
 from blkrecov.bus.objects import ROOT, plain, task_path, task_row, uuid_of
 from blkrecov.cli.access import Named, OnProgress, Pairs, Reported, Request, resolved
 from blkrecov.engine import choose
-from blkrecov.errors import AccessDenied, BlkrecovError, Code, ObjectDeleted, ProviderFailure, TimedOut
+from blkrecov.errors import AccessDenied, BlkrecovError, Code, InvalidArgument, ObjectDeleted, ProviderFailure, TimedOut
 from blkrecov.events import Event
 from blkrecov.settings import Settings
 from blkrecov.state import ENDED, ArrayState, head
@@ -117,6 +118,8 @@ class Bus:
             signature=signature,
             body=list(body),
         )
+        with _fitting():
+            message.signature_tree.verify(message.body)
         try:
             reply = await self._bus.call(message)
         except (OSError, EOFError) as error:
@@ -287,9 +290,7 @@ class Remote:
     def plan(self, wanted: Request) -> Sequence[str]:
         path, arguments, options = self._meant(wanted)
         method = _method(wanted.interface, wanted.method)
-        given = [
-            Variant(argument.type, plain(value)) for argument, value in zip(method.takes[:-1], arguments, strict=True)
-        ]
+        given = [_variant(argument.type, value) for argument, value in zip(method.takes[:-1], arguments, strict=True)]
         given.append(Variant("a{sv}", _given(method, options)))
         (steps,) = self._bus.ask(path, wanted.interface, "Plan", "sava{sv}", [wanted.method, given, {}])
         return list(steps)
@@ -351,7 +352,21 @@ def _method(interface: str, name: str) -> Method:
 def _given(method: Method, options: Mapping[str, Any]) -> dict[str, Variant]:
     """Options, each as a variant of its type."""
     types = method.options or {}
-    return {name: Variant(types[name], plain(value)) for name, value in options.items()}
+    return {name: _variant(types[name], value) for name, value in options.items()}
+
+
+def _variant(signature: str, value: Any) -> Variant:
+    with _fitting():
+        return Variant(signature, plain(value))
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """Raises: InvalidArgument for a value that its type on the bus cannot hold, so that nobody can be asked about it."""
+    try:
+        yield
+    except SignatureBodyMismatchError as error:
+        raise InvalidArgument(f"an argument does not fit: {error}") from error
 
 
 def _error(reply: Message) -> BlkrecovError:

@@ -36,6 +36,7 @@ from blkrecov.bus.objects import (
     uuid_of,
 )
 from blkrecov.bus.service import plain_options
+from blkrecov.cli import remote
 from blkrecov.errors import InvalidArgument
 from blkrecov.methods import HANDLERS
 from blkrecov.model import Document, Layout, Phase, Task, TaskKind, TaskState
@@ -289,3 +290,10 @@ def test_the_policy_lets_the_group_call_just_what_only_reads() -> None:
         if method.reads
     }
     assert allowed == reading
+
+
+@pytest.mark.parametrize(("type_", "value"), [("t", 2**64), ("t", -1), ("i", 2**31), ("d", "much")])
+def test_what_does_not_fit_its_type_is_a_mistake_in_the_argument(type_: str, value: object) -> None:
+    """As it is where the command has opened the array itself."""
+    with pytest.raises(InvalidArgument, match="does not fit"):
+        remote._variant(type_, value)
