@@ -63,6 +63,14 @@ class Bus:
         self._runner = runner
         self._bus = bus
         self._heard = asyncio.Event()
+        # The runner ends it, if nothing else does.
+        self._watching = runner.get_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        """Whoever waits for a signal hears of the bus's own end too, and learns of it by the question that follows."""
+        with suppress(Exception):  # Whatever it ended of: no signal will come any more.
+            await self._bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
+        self._heard.set()
 
     @classmethod
     @contextmanager
@@ -120,6 +128,8 @@ class Bus:
         )
         with _fitting():
             message.signature_tree.verify(message.body)
+        if not self._bus.connected:
+            raise DaemonGone("the system bus has gone")
         try:
             reply = await self._bus.call(message)
         except (OSError, EOFError) as error:
@@ -137,7 +147,7 @@ class Bus:
                 return await ask()
             except DaemonGone:
                 until = until or time.monotonic() + RESTART_S
-                if time.monotonic() >= until:
+                if time.monotonic() >= until or not self._bus.connected:
                     raise
             except ObjectDeleted:
                 if until is None or time.monotonic() >= until:
