@@ -70,7 +70,12 @@ def test_the_demo_over_the_bus(lab: Lab, client: Client) -> None:
         client.call(session, SESSION, "End", "a{sv}", {})
         client.call(copy, "org.blkrecov1.ShadowCopy", "Delete", "a{sv}", {})
         assert [each.body[0] for each in client.heard if each.member == "InterfacesRemoved"] == [session, copy]
-        client.call(array, ARRAY, "Stop", "a{sv}", {})
+        stop = client.begin(array, ARRAY, "Stop", "a{sv}", {})
+        behind = client.begin(array, ARRAY, "GetActivity", "a{sv}", {})
+        stop.result(DEADLINE_S)
+        with pytest.raises(Refused) as refused:  # To look at it would bring it up again.
+            behind.result(DEADLINE_S)
+        assert refused.value.name == "org.blkrecov1.Error.E_ACCESSDENIED"
         assert (client.get(array, ARRAY, "Running"), tables()) == (False, "No devices found")
         client.call(array, ARRAY, "Refresh", "a{sv}", {})
         assert client.get(array, ARRAY, "Running")
