@@ -61,7 +61,7 @@ class Row:
 
 
 ROWS: Final = {
-    "the lowest rate is above the highest": Row("E_INVALIDARG", 0x80070057, "is above the highest", "argument"),
+    "the lowest rate is above the highest": Row("E_INVALIDARG", 0x80070057, "is above the highest", "choose a highest"),
     "the spare serves the LUN": Row("E_INVALIDARG", 0x80070057, "'d1' serves LUN 'vol' already", "does not use"),
     "the spare is set aside": Row("E_INVALIDARG", 0x80070057, "'late' is set aside", "drive trust late"),
     "the array is not open": Row("VDS_E_INITIALIZE_NOT_CALLED", 0x80042402, "not open", "open the array"),
