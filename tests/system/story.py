@@ -9,7 +9,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -199,6 +199,17 @@ def by_commands() -> Json:
         report["degraded"] = shown("lun", "show", "data")["health"]
         shell("drive", "reconnect", "d0")
         report["reconnected"] = files.are_there()
+        # A LUN that has lost too much, and its file system with it: the service may mount it again, from within its sandbox.
+        shell("drive", "fail", "d0")
+        shell("drive", "fail", "d2")
+        with suppress(OSError):
+            (point / "late").mkdir()
+        run("sync", "--file-system", point, expect=1)
+        report["failed"] = shown("lun", "show", "data")["status"]
+        shell("drive", "reconnect", "d2")
+        shell("drive", "reconnect", "d0")
+        files.write()
+        report["mounted"] = [files.are_there(), any("is mounted again" in line for line in journal.read())]
     lun = shown("lun", "show", "data")
     report["end"] = [lun["status"], lun["health"]]
     report["tasks"] = {task["kind"]: task["state"] for task in shown("task", "list")}

@@ -33,6 +33,12 @@ def test_every_file_is_what_it_was_after_each_chapter(service: Json, way: str) -
     assert told["degraded"] == "failed_redundancy"
 
 
+def test_a_file_system_of_a_lun_that_had_failed_is_mounted_again(service: Json) -> None:
+    """By the service, whose sandbox has to let it."""
+    told = service["commands"]
+    assert (told["failed"], told["mounted"]) == ("failed", [True, True])
+
+
 @pytest.mark.parametrize("way", ["bus", "commands"])
 def test_a_disk_says_of_itself_what_the_array_says(service: Json, way: str) -> None:
     """Before and after all that, in the words of sg_vpd."""
