@@ -283,7 +283,8 @@ class Engine:
         node = attached.path if attached else path
         if node != device and not self._is_at(node, label):
             return
-        self._detach(path, label.drive_name)
+        if attached is not None:
+            self._actor.act(DetachLoop(label.drive_name, attached.path))
         with suppress(TimedOut):
             udev.settle(UDEV_PATIENCE_S)
         self._wipe(path, label)
@@ -846,15 +847,14 @@ class Engine:
 
     def _wipe(self, path: str, label: Label) -> None:
         """Names of disks change hands: what does not say that it is this drive is not touched."""
-        if self._is_at(path, label):
-            with suppress(BlkrecovError), DriveStore(path, self.counter) as drive:
+        with suppress(BlkrecovError), DriveStore(path, self.counter) as drive:
+            if _is_of(drive, label):
                 drive.wipe(label.layout)
 
     def _is_at(self, path: str, label: Label) -> bool:
         """Whether a label says so; not where there is none that can be read."""
         with suppress(BlkrecovError), DriveStore(path, self.counter, writable=False) as drive:
-            found = drive.read_label().label
-            return (found.array_uuid, found.drive_uuid) == (label.array_uuid, label.drive_uuid)
+            return _is_of(drive, label)
         return False
 
     def propose_fail(self, name: str) -> Proposal:
@@ -1238,6 +1238,12 @@ def _kept(device: str | None) -> str | None:
 def _attached(found: Found) -> loop.LoopDevice:
     """The file that was found, and no other that was moved there since, as a block device."""
     return loop.attach(found.path, expected=found.inode)
+
+
+def _is_of(drive: DriveStore, label: Label) -> bool:
+    """Raises: what reading a label does."""
+    found = drive.read_label().label
+    return (found.array_uuid, found.drive_uuid) == (label.array_uuid, label.drive_uuid)
 
 
 def _place(drive: Drive, found: Found, said: str | None = None) -> str:
